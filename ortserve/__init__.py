@@ -1,0 +1,1 @@
+"""Serve verified ONNX models through BentoML with adaptive batching of our own."""

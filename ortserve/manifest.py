@@ -1,0 +1,181 @@
+"""The facts stored beside a model: what it takes, what it answers, how it was made and how it was checked.
+
+`manifest.json` lies in the package's folder next to the ONNX files. Names, shapes and labels come from here, never from
+constants in the code that serves. Written once by the build, read by the service, shown at `GET /models/{name}`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ortserve.errors import ModelError
+
+MANIFEST_FILENAME = "manifest.json"
+SCHEMA_VERSION = 1
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorSpec(_Facts):
+    """One graph input or output. A string in `shape` is a free dimension; the first is always "batch"."""
+
+    name: str
+    dtype: str  # numpy's name: "uint8", "float32"
+    shape: tuple[int | str, ...]
+
+
+class Preprocessing(_Facts):
+    """How a decoded RGB picture becomes `uint8[height, width, 3]`; equals torchvision's reference transform on PIL pictures.
+
+    `crop`: the shorter side is resized to `resize_size`, then the centre `height` x `width` is cut (torchvision's `ImageClassification`).
+    `stretch`: resized to `height` x `width`, whatever the aspect. `pad`: resized to fit inside, centred, the rest is `pad_value`.
+    """
+
+    mode: Literal["crop", "stretch", "pad"]
+    height: int = Field(gt=0)
+    width: int = Field(gt=0)
+    resize_size: int | None = Field(default=None, gt=0)  # pixels of the shorter side; only for mode "crop"
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    pad_value: int = Field(default=0, ge=0, le=255)
+    # Inside the graph, stated here for the reader: (pixel / 255 - mean) / std, per RGB channel.
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Difference(_Facts):
+    """How far one output is from its reference over all checked rows."""
+
+    max_abs: float  # logits: relative to the reference's range; probabilities: absolute
+    cosine_min: float  # smallest cosine similarity of any row
+    limit: float  # on max_abs
+    passed: bool
+
+
+class BatchCheck(_Facts):
+    """One batch run through the serving session and compared."""
+
+    inputs: str  # "noise", "black", "white", "pictures", "calibration"
+    batch: int
+    logits: Difference
+    probabilities: Difference
+    finite: bool  # no NaN, no Inf
+
+
+class Agreement(_Facts):
+    """Top-1 agreement with the reference. Counts only on >= 200 pictures with >= 5 predicted classes; else `value` is None."""
+
+    value: float | None  # 0..1; None reads "not measurable"
+    limit: float
+    pictures: int
+    classes: int  # distinct classes the reference predicts on them
+    passed: bool
+    note: str
+
+
+class ParityReport(_Facts):
+    """The evidence `verify` returns for one stored file."""
+
+    reference: str  # "PyTorch fp32 (torch 2.15.0)" or "model.onnx, optimisations off"
+    provider: str  # the session's confirmed provider
+    checks: tuple[BatchCheck, ...]
+    agreement: Agreement
+    passed: bool
+    failures: tuple[str, ...]  # one line for each number that failed; empty when passed
+
+
+class Variant(_Facts):
+    """One ONNX file of the package."""
+
+    file: str  # a plain file name inside the package
+    sha256: str
+    size_bytes: int
+    nodes: int
+    opset: int
+    parity: ParityReport
+
+
+class Source(_Facts):
+    """Where the model came from."""
+
+    kind: Literal["digits", "torchvision", "python", "onnx"]
+    reference: str  # "resnet50", "net.py:build", "model.onnx": names, never a path of the builder's machine
+    weights: str  # "DEFAULT", "random (seed 0)", "trained", a file name
+    weights_sha256: str | None = None
+
+
+class Manifest(_Facts):
+    """Everything the service needs to know of a model. The version is the store's and is not repeated here."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    task: str  # a module of `ortserve/tasks`, named as in Hugging Face's task list: "image-classification"
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    max_batch: int = Field(gt=0)  # the largest batch that was verified; the batcher never exceeds it
+    variants: dict[Precision, Variant]
+    source: Source
+    versions: dict[str, str]  # package -> version that took part in the build
+    created_at: str  # ISO 8601, UTC
+
+    def write(self, folder: Path) -> None:
+        """Write `manifest.json` into the package's folder."""
+        (folder / MANIFEST_FILENAME).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """The manifest of the package in `folder`.
+
+        Raises ModelError where it is missing, not valid, or names a file outside the package.
+        """
+        try:
+            manifest = cls.model_validate_json((folder / MANIFEST_FILENAME).read_bytes())
+        except FileNotFoundError:
+            raise ModelError(
+                f"model package {folder.parent.name}:{folder.name} has no {MANIFEST_FILENAME}: "
+                "it was not made by build_model.py; build it again"
+            ) from None
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise ModelError(
+                f"{MANIFEST_FILENAME} of {folder.parent.name}:{folder.name} is damaged at "
+                f"{'.'.join(str(part) for part in first['loc']) or 'its start'}: {first['msg']}; build or import the model again"
+            ) from None
+        for variant in manifest.variants.values():
+            if Path(variant.file).name != variant.file:
+                raise ModelError(f"{MANIFEST_FILENAME} names {variant.file!r}: expected a file name inside the package; build it again")
+        return manifest
+
+    def verified_path(self, folder: Path, precision: Precision) -> Path:
+        """The ONNX file of a precision, after its sha256 was compared with the manifest's.
+
+        Raises ModelError where the variant or the file is missing, is not a regular file, or has other bytes.
+        """
+        if precision not in self.variants:
+            raise ModelError(f"model {self.name} has no {precision} variant, only {', '.join(self.variants)}: build it with --precision")
+        variant = self.variants[precision]
+        path = folder / variant.file
+        if path.is_symlink() or not path.is_file():
+            raise ModelError(f"model {self.name} lacks its file {variant.file}: the package is damaged; build or import it again")
+        actual = sha256_of(path)
+        if actual != variant.sha256:
+            raise ModelError(
+                f"model {self.name}: {variant.file} is damaged: expected sha256 {variant.sha256[:12]}…, found {actual[:12]}…; "
+                "build or import it again"
+            )
+        return path
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
