@@ -1,0 +1,186 @@
+"""A profile: one YAML file that decides how the service runs. The code never asks for a profile's name.
+
+Parsed once, frozen, unknown keys refused; the unit is in every name. `load("default")` takes a shipped profile,
+`load("path/to/mine.yaml")` a file. What each value is for is written beside it in `profiles/*.yaml`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ortserve.errors import ProfileError
+from ortserve.manifest import Precision
+
+SHIPPED = Path(__file__).resolve().parent.parent / "profiles"
+
+Provider = Literal["TensorrtExecutionProvider", "CUDAExecutionProvider", "OpenVINOExecutionProvider", "CPUExecutionProvider"]
+GPU_PROVIDERS: frozenset[str] = frozenset({"TensorrtExecutionProvider", "CUDAExecutionProvider"})
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Session(_Section):
+    """ONNX Runtime session options, by ONNX Runtime's own names."""
+
+    intra_op_num_threads: int | Literal["auto"] = "auto"  # "auto": the CPUs this process may use (cgroup quota and affinity)
+    inter_op_num_threads: int = Field(default=1, ge=1)
+    execution_mode: Literal["sequential", "parallel"] = "sequential"
+    graph_optimization_level: Literal["disabled", "basic", "extended", "all"] = "all"
+    allow_spinning: bool = False
+    enable_cpu_mem_arena: bool = True
+    enable_mem_pattern: bool = True
+
+    @field_validator("intra_op_num_threads")
+    @classmethod
+    def _at_least_one(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("expected 1 or more, or auto")
+        return value
+
+
+class Batching(_Section):
+    """How requests become batches. All sizes count rows (pictures), not requests."""
+
+    max_batch_size: int = Field(default=8, ge=1)
+    max_queue_delay_ms: float = Field(default=0.0, ge=0.0, le=1000.0)
+    max_in_flight: int = Field(default=1, ge=1, le=64)
+    max_queue_size: int = Field(default=256, ge=1)
+    buckets: tuple[int, ...] = ()  # batch sizes the session is given; smaller batches are padded. Empty: any size
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Batching:
+        if list(self.buckets) != sorted(set(self.buckets)) or any(size < 1 for size in self.buckets):
+            raise ValueError(f"buckets: expected rising sizes of 1 or more, got {list(self.buckets)}")
+        if self.buckets and self.buckets[-1] != self.max_batch_size:
+            raise ValueError(f"buckets: the last one must be max_batch_size ({self.max_batch_size}), got {self.buckets[-1]}")
+        if self.max_queue_size < self.max_batch_size:
+            raise ValueError(f"max_queue_size ({self.max_queue_size}) must hold at least one batch of max_batch_size ({self.max_batch_size})")
+        return self
+
+
+class Execution(_Section):
+    """One way to run the model: a provider with everything that is tuned for it."""
+
+    provider: Provider
+    provider_options: dict[str, str | int | float | bool] = {}
+    precision: tuple[Precision, ...] = ("fp32",)  # the first one that the model package holds is served
+    session: Session = Session()
+    batching: Batching = Batching()
+
+    @field_validator("precision")
+    @classmethod
+    def _some(cls, value: tuple[Precision, ...]) -> tuple[Precision, ...]:
+        if not value:
+            raise ValueError("expected at least one of fp32, fp16, int8")
+        return value
+
+
+class Images(_Section):
+    """How bytes become pixels."""
+
+    decoder: Literal["exact", "draft"] = "exact"
+    decode_threads: int | Literal["auto"] = "auto"
+
+
+class Limits(_Section):
+    """What one caller may cost. Checked before the cost arises."""
+
+    max_image_bytes: int = Field(default=20 * 1024 * 1024, ge=1)
+    max_request_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
+    max_image_pixels: int = Field(default=40_000_000, ge=1)
+    max_images_per_request: int = Field(default=64, ge=1)
+    request_timeout_ms: float = Field(default=10_000.0, gt=0.0)
+    body_timeout_ms: float = Field(default=30_000.0, gt=0.0)
+
+
+class Logging(_Section):
+    """What is written to standard error."""
+
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    access_log: bool = False
+
+
+class Tracing(_Section):
+    """OpenTelemetry spans over OTLP; the exporter is set by the standard OTEL_* variables."""
+
+    enabled: bool = False
+    sample_rate: float = Field(default=0.1, ge=0.0, le=1.0)
+
+
+class Profile(_Section):
+    """Everything that one way of running decides."""
+
+    name: str = ""  # set by load(): the shipped name or the file's stem; shown, never branched on
+    description: str
+    placement: Literal["in_process"] = "in_process"
+    workers: int = Field(default=1, ge=1, le=256)
+    execution: tuple[Execution, ...] = Field(min_length=1)  # tried in order; the first whose provider the session confirms
+    images: Images = Images()
+    limits: Limits = Limits()
+    logging: Logging = Logging()
+    tracing: Tracing = Tracing()
+
+
+def shipped_names() -> tuple[str, ...]:
+    """Names of the profiles that come with the project."""
+    return tuple(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+
+
+def load(reference: str) -> Profile:
+    """The profile of that shipped name, or of that file (anything with a slash or ending in .yaml or .yml).
+
+    Raises ProfileError where it cannot be found, read or believed; the message names the file, the key and the nearest valid one.
+    """
+    is_file = "/" in reference or reference.endswith((".yaml", ".yml"))
+    path = Path(reference).expanduser() if is_file else SHIPPED / f"{reference}.yaml"
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ProfileError(
+            f"profile {reference!r} not found: expected one of {', '.join(shipped_names())}, or the path of a .yaml file"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProfileError(f"profile {reference!r} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ProfileError(f"profile {path.name} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ProfileError(f"profile {path.name}: expected a mapping of keys to values, got {type(data).__name__}")
+    try:
+        return Profile.model_validate({**data, "name": path.stem} if "name" not in data else data)
+    except ValidationError as error:
+        raise ProfileError(f"profile {path.name}: {_explain(error)}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    """The first fault of a profile in one line: the key, what is wrong, and the nearest valid key where one was mistyped."""
+    fault = error.errors(include_url=False)[0]
+    location = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        section = _section_at(fault["loc"][:-1])
+        known = sorted(section.model_fields)
+        near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
+        return f"unknown key {location!r}: {hint}"
+    if fault["type"] == "missing":
+        return f"key {location!r} is missing"
+    return f"{location}: {fault['msg']}, got {fault['input']!r}" if location else str(fault["msg"])
+
+
+def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
+    """The section class a location inside a profile belongs to."""
+    section: type[BaseModel] = Profile
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation: Any = section.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation)]
+        section = next(item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel))
+    return section
