@@ -1,0 +1,76 @@
+# Every command of the project. `make help` lists them; .ci/run calls the same ones.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+PORT ?= 3000
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+# No telemetry, and so no request to the internet, unless asked for.
+export BENTOML_DO_NOT_TRACK ?= True
+MODEL_STORE = $${BENTOML_HOME:-$$HOME/bentoml}/models
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- use --------------------------------------------------------------------------------------------------------------
+
+.PHONY: serve
+serve: $(VENV)/.serving ## serve the default model on http://localhost:3000 (PORT=, ORTSERVE_PROFILE=, ORTSERVE_MODEL=)
+	@test -e "$(MODEL_STORE)/digits/latest" || $(BIN)/bentoml models import examples/digits.bentomodel
+	@exec $(BIN)/bentoml serve --port $(PORT)
+
+# --- work on it -------------------------------------------------------------------------------------------------------
+
+.PHONY: setup
+setup: $(VENV)/.setup ## install everything (serving, building with torch, testing) into .venv, run nothing
+
+.PHONY: check
+check: $(VENV)/.setup ## lint, format check and types; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: fix
+fix: $(VENV)/.setup ## repair what ruff can repair, and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: test
+test: $(VENV)/.setup ## every test that needs no GPU (PYTEST_ARGS="-k name")
+	@$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+.PHONY: lock
+lock: $(VENV)/.uv ## resolve requirements/*.in again into *.txt; LOCK_ARGS="--upgrade" or "--upgrade-package NAME"
+	@requirements/lock $(BIN)/uv $(LOCK_ARGS)
+
+.PHONY: clean
+clean: ## remove .venv and every cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# --- what the targets stand on: a stamp is written after its step ended well, so an interrupted step runs again ---------
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+	    echo "make: expected Python 3.11 to 3.13, $(PYTHON) is $$($(PYTHON) --version 2>&1): name another with PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "make: $(PYTHON) has no venv module: install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.uv: requirements/uv.txt $(VENV)/.python
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/uv.txt
+	@touch $@
+
+$(VENV)/.serving: requirements/serving.txt $(VENV)/.uv
+	requirements/install $(VENV) requirements/serving.txt
+	@touch $@
+
+$(VENV)/.setup: requirements/build.txt requirements/test.txt $(VENV)/.serving
+	requirements/install $(VENV) requirements/serving.txt requirements/build.txt requirements/test.txt
+	@touch $@
