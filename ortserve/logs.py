@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import logging.config
 import os
 import re
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import Any
 
 from ortserve import profile
 
@@ -16,63 +18,60 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 """The id of the request being answered in this context; "-" outside of one."""
 
 ACCESS = "ortserve.access"
+_access = logging.getLogger(ACCESS)
 _VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _ID_BYTES = 16
 _IDS_PER_READ = 256
 
 
 def configure(settings: profile.Logging) -> None:
-    """Make every logger of this process write to standard error as the profile says. Call it in the parent and in every worker.
+    """Make every logger of this process write to standard error as the profile says. Calling it again changes nothing.
 
-    Calling it again replaces what it did before. BentoML configures its own handlers on "bentoml", "uvicorn.error", "circus"
-    and the root logger when a process starts (`bentoml/_internal/log.py`): those go, their lines come through ours, once.
+    BentoML and its arbiter configure their own handlers, on "bentoml", "uvicorn.error", "circus" and the root logger, when a process
+    starts (`bentoml/_internal/log.py`): those go, and their lines come through ours, once.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines() if settings.format == "json" else _TextLines())
-    handler.addFilter(_add_context)
-    level = settings.level.upper()
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.WARNING)
-    for name in ("ortserve", "bentoml"):
-        _inherit(name, level)
-    # Libraries speak up only from WARNING: uvicorn's access log and circus's process chatter are not ours to show.
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "circus"):
-        _inherit(name, max(logging.WARNING, logging.getLevelName(level)))
-    logging.getLogger(ACCESS).setLevel(logging.INFO if settings.access_log else logging.CRITICAL + 1)
+    logging.config.dictConfig(dict_config(settings))
     logging.captureWarnings(True)
 
 
-def _inherit(name: str, level: str | int) -> None:
-    logger = logging.getLogger(name)
-    logger.handlers.clear()
-    logger.propagate = True
-    logger.disabled = False
-    logger.setLevel(level)
+def dict_config(settings: profile.Logging) -> dict[str, Any]:
+    """What `configure` sets, for `logging.config.dictConfig`.
+
+    In the parent process BentoML hands its own such dict to the arbiter, which applies it after everything of ours has run: there this
+    one must take its place.
+    """
+    level = settings.level.upper()
+    library_level = max(logging.WARNING, logging.getLevelNamesMapping()[level])  # what libraries say below a warning helps nobody here
+    ours: dict[str, Any] = {"level": level, "handlers": [], "propagate": True}
+    library: dict[str, Any] = {"level": library_level, "handlers": [], "propagate": True}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "filters": {"context": {"()": _Context}},
+        "formatters": {"line": {"()": _JsonLines if settings.format == "json" else _TextLines}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["context"]}},
+        "root": {"level": library_level, "handlers": ["stderr"]},
+        "loggers": {
+            "ortserve": ours,
+            "bentoml": ours.copy(),
+            **{name: library.copy() for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "circus")},
+            ACCESS: {"level": logging.INFO if settings.access_log else logging.CRITICAL + 1, "propagate": True},
+        },
+    }
 
 
-def access_log_enabled() -> bool:
-    """True where the profile asked for one line per request."""
-    return logging.getLogger(ACCESS).isEnabledFor(logging.INFO)
-
-
-def access(method: str, endpoint: str, status: int, duration_ms: float, response_bytes: int) -> None:
-    """Write one access line; `endpoint` is the route template, never the path a caller sent."""
-    logging.getLogger(ACCESS).info(
+def access(method: str, endpoint: str, status: int, seconds: float, sent_bytes: int) -> None:
+    """Write one access line, where the profile wants them; `endpoint` is the route template, never the path a caller sent."""
+    duration_ms = round(seconds * 1000, 3)
+    _access.info(
         "%s %s %d %.1f ms %d B",
         method,
         endpoint,
         status,
         duration_ms,
-        response_bytes,
+        sent_bytes,
         extra={
-            "fields": {
-                "method": method,
-                "endpoint": endpoint,
-                "status": status,
-                "duration_ms": round(duration_ms, 3),
-                "response_bytes": response_bytes,
-            }
+            "fields": {"method": method, "endpoint": endpoint, "status": status, "duration_ms": duration_ms, "response_bytes": sent_bytes}
         },
     )
 
@@ -111,11 +110,14 @@ def _span_ids() -> tuple[str, str] | None:
     return (f"{context.trace_id:032x}", f"{context.span_id:016x}") if context.is_valid else None
 
 
-def _add_context(record: logging.LogRecord) -> bool:
-    record.request_id = request_id.get()
-    if (ids := _span_ids()) is not None:
-        record.trace_id, record.span_id = ids
-    return True
+class _Context(logging.Filter):
+    """Puts the request id, and trace and span id where a span is active, into every record."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.request_id = request_id.get()
+        if (ids := _span_ids()) is not None:
+            record.trace_id, record.span_id = ids
+        return True
 
 
 def _timestamp(record: logging.LogRecord) -> str:
