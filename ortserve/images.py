@@ -1,0 +1,183 @@
+"""Hostile bytes to `uint8` pixels. Runs in worker threads; knows no HTTP, keeps no state, writes nothing.
+
+What a picture becomes, whatever it was: RGB, 8 bits, upright.
+
+- EXIF orientation is applied. ICC profiles are ignored, as torchvision does: models were trained on pictures read so.
+- Transparency is laid over white: what lies under transparent pixels is arbitrary (often black); white is what a page shows there.
+- 16 bits become 8 by dropping the lower byte (`>> 8`), for grey as Pillow does it for colour.
+- CMYK and YCCK become RGB by Pillow's plain formula `(255 - ink) * (255 - black) / 255`; JPEG's CMYK is inverted, as Adobe writes it.
+- Of an animation the first frame is read; of an APNG its default picture.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from ortserve.errors import ImageTooLarge, InvalidImage, RequestError
+from ortserve.image_headers import Header, ImageFormat, inspect
+from ortserve.manifest import Preprocessing
+from ortserve.profile import Limits
+
+MEDIA_TYPES: frozenset[str] = frozenset(
+    {"image/jpeg", "image/jpg", "image/pjpeg", "image/png", "image/apng", "image/webp", "image/bmp", "image/x-ms-bmp", "image/gif"}
+)
+# The crop of a longer picture would show less than a hundredth of it, at the cost of resizing all of it.
+MAX_ASPECT = 100
+
+# The classes and not Image.open: that one guesses, warns by its own limit of pixels, and turns some JPEGs into other types.
+_OPEN: dict[ImageFormat, type[ImageFile]] = {
+    "jpeg": JpegImageFile,
+    "png": PngImageFile,
+    "webp": WebPImageFile,
+    "bmp": BmpImageFile,
+    "gif": GifImageFile,
+}
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def load(
+    data: bytes | bytearray | memoryview, how: Preprocessing, limits: Limits, *, decoder: Literal["exact", "draft"]
+) -> NDArray[np.uint8]:
+    """The picture in `data` as `uint8[height, width, 3]`, C-contiguous and read-only: `decode`, then `preprocess`.
+
+    `decoder="draft"` lets a JPEG shrink while it is decoded, never below the size that `how` needs: faster, and other pixels.
+    Raises as `decode` and `preprocess`.
+    """
+    draft_size = None
+    if decoder == "draft":
+        draft_size = (how.resize_size or how.width, how.resize_size or how.height)
+    return preprocess(decode(data, limits, draft_size=draft_size), how)
+
+
+def decode(data: bytes | bytearray | memoryview, limits: Limits, *, draft_size: tuple[int, int] | None = None) -> Image.Image:
+    """The picture in `data`: mode RGB, upright, all of it read.
+
+    With `draft_size` (width, height; upright) a JPEG is decoded at the smallest of 1/1, 1/2, 1/4, 1/8 of its size that is no smaller
+    than that (libjpeg's scaling in the DCT domain). Raises PayloadTooLarge, ImageTooLarge, UnsupportedMediaType before anything is
+    decoded, InvalidImage for what is no whole picture.
+    """
+    try:
+        header = inspect(data, limits)
+        return _decoded(header, draft_size)
+    except RequestError:
+        raise
+    except Exception as error:  # Pillow's plugins raise whatever the rubbish made their parsing stumble over; MemoryError too
+        raise InvalidImage("the bytes are damaged or not a picture: send a whole JPEG, PNG, WebP, BMP or GIF") from error
+
+
+def _decoded(header: Header, draft_size: tuple[int, int] | None) -> Image.Image:
+    picture = _OPEN[header.format](io.BytesIO(header.data))
+    if picture.size != header.size:
+        raise InvalidImage("the picture's header contradicts itself: send a whole JPEG, PNG, WebP, BMP or GIF")
+    if draft_size is not None:
+        # Orientations 5 to 8 lie on their side.
+        picture.draft(None, draft_size[::-1] if header.orientation >= 5 else draft_size)
+    picture.load()
+    image = _rgb(picture)
+    return image.transpose(_UPRIGHT[header.orientation]) if header.orientation in _UPRIGHT else image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I;16":
+        return _rgb16(image)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        with_alpha = image.convert("RGBA")
+        flat = Image.new("RGB", image.size, (255, 255, 255))
+        flat.paste(with_alpha, mask=with_alpha)
+        return flat
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _rgb16(image: Image.Image) -> Image.Image:
+    grey = np.asarray(image)
+    picture = Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
+    if (transparent := image.info.get("transparency")) is not None:
+        picture.paste((255, 255, 255), mask=Image.fromarray(grey == transparent))
+    return picture
+
+
+def preprocess(image: Image.Image, how: Preprocessing) -> NDArray[np.uint8]:
+    """An RGB picture as `uint8[height, width, 3]`, C-contiguous and read-only; the pixels are those of torchvision on PIL pictures.
+
+    crop: `resize(image, resize_size)` then `center_crop(image, [height, width])`, with its roundings and its black border where the
+    picture is smaller than the crop. stretch: `resize(image, [height, width])`. pad: `PIL.ImageOps.pad` with `pad_value`, except that a
+    side never vanishes. Raises ImageTooLarge for a crop of a picture whose sides differ more than `MAX_ASPECT` times.
+    """
+    resampling = _RESAMPLING[how.interpolation]
+    if how.mode == "crop":
+        image = _crop(_resize(image, shorter_side(image.size, how.resize_size or min(how.height, how.width)), resampling), how)
+    elif how.mode == "stretch":
+        image = _resize(image, (how.width, how.height), resampling)
+    else:
+        image = _pad(image, how, resampling)
+    return np.asarray(image)
+
+
+def shorter_side(size: tuple[int, int], target: int) -> tuple[int, int]:
+    """(width, height) after the shorter side became `target` pixels: torchvision's `_compute_resized_output_size`, which rounds down.
+
+    Raises ImageTooLarge where the longer side is more than `MAX_ASPECT` times the shorter.
+    """
+    width, height = size
+    short, long = min(size), max(size)
+    if long > MAX_ASPECT * short:
+        raise ImageTooLarge(
+            f"expected a picture whose longer side is at most {MAX_ASPECT} times the shorter, got {width} x {height} pixels: crop it first"
+        )
+    longer = int(target * long / short)
+    return (target, longer) if width <= height else (longer, target)
+
+
+def _resize(image: Image.Image, size: tuple[int, int], resampling: Image.Resampling) -> Image.Image:
+    return image if image.size == size else image.resize(size, resampling)
+
+
+def _crop(image: Image.Image, how: Preprocessing) -> Image.Image:
+    """The centre of the picture; Pillow's crop gives the same black border as torchvision's padding where it reaches outside."""
+    left, top = _start(image.width, how.width), _start(image.height, how.height)
+    return image.crop((left, top, left + how.width, top + how.height))
+
+
+def _start(have: int, want: int) -> int:
+    """Where the crop starts on one axis; torchvision rounds halves to even inside the picture and pads the smaller half first."""
+    return round((have - want) / 2) if have >= want else -((want - have) // 2)
+
+
+def _pad(image: Image.Image, how: Preprocessing, resampling: Image.Resampling) -> Image.Image:
+    ratio, wanted = image.width / image.height, how.width / how.height
+    size = (how.width, how.height)
+    if ratio > wanted:
+        size = (how.width, max(1, round(image.height / image.width * how.width)))
+    elif ratio < wanted:
+        size = (max(1, round(image.width / image.height * how.height)), how.height)
+    fitted = _resize(image, size, resampling)
+    if size == (how.width, how.height):
+        return fitted
+    canvas = Image.new("RGB", (how.width, how.height), (how.pad_value,) * 3)
+    canvas.paste(fitted, (round((how.width - size[0]) / 2), round((how.height - size[1]) / 2)))
+    return canvas

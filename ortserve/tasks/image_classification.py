@@ -1,0 +1,90 @@
+"""Image classification: one picture's bytes to `uint8[1, height, width, 3]`, probabilities to the best classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortserve import images
+from ortserve.errors import InferenceError, ModelError
+from ortserve.tasks.parameters import refuse_unknown, whole_number
+
+if TYPE_CHECKING:
+    from ortserve.manifest import Manifest
+    from ortserve.profile import Profile
+    from ortserve.session import Tensors
+
+DEFAULT_TOP_K = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What a caller may choose."""
+
+    top_k: int  # how many classes the answer names, best first
+
+
+class ImageClassification:
+    """`ortserve.tasks.Task` for a model of one picture input and one output `probabilities`."""
+
+    outputs: tuple[str, ...] = ("probabilities",)
+
+    def __init__(self, manifest: Manifest, profile: Profile) -> None:
+        """Raises ModelError where the manifest's tensors or labels are not those of a classifier of pictures."""
+        how = manifest.preprocessing
+        picture = ("uint8", (how.height, how.width, 3))
+        if len(manifest.inputs) != 1 or (manifest.inputs[0].dtype, manifest.inputs[0].shape[1:]) != picture:
+            raise ModelError(
+                f"model {manifest.name} is for {manifest.task}: expected one input uint8[batch,{how.height},{how.width},3], got "
+                f"{', '.join(f'{spec.name} {spec.dtype}{list(spec.shape)}' for spec in manifest.inputs) or 'none'}; build it again"
+            )
+        answer = next((spec for spec in manifest.outputs if spec.name == "probabilities"), None)
+        if answer is None or answer.shape[1:] != (len(manifest.labels),) or not manifest.labels:
+            raise ModelError(
+                f"model {manifest.name} is for {manifest.task}: expected an output probabilities[batch,{len(manifest.labels)}], one column "
+                f"for each label, got {', '.join(f'{spec.name}{list(spec.shape)}' for spec in manifest.outputs) or 'none'}; build it again"
+            )
+        self._input = manifest.inputs[0].name
+        self._how = how
+        self._labels = manifest.labels
+        self._limits = profile.limits
+        self._decoder = profile.images.decoder
+
+    def parameters(self, fields: Mapping[str, str]) -> Parameters:
+        """`top_k`: 1 to the number of classes, 5 where it is not given (or all of them where there are fewer)."""
+        refuse_unknown(fields, ("top_k",))
+        classes = len(self._labels)
+        return Parameters(top_k=whole_number(fields, "top_k", lowest=1, highest=classes, default=min(DEFAULT_TOP_K, classes)))
+
+    def preprocess(self, payload: bytes | memoryview) -> Tensors:
+        """The picture in `payload` as `{input: uint8[1, height, width, 3]}`. Raises RequestError as `images.load`."""
+        return {self._input: images.load(payload, self._how, self._limits, decoder=self._decoder)[np.newaxis]}
+
+    def postprocess(self, outputs: Tensors, parameters: Parameters) -> list[dict[str, Any]]:
+        """`[{"class_id", "label", "score"}]`, best first, ties by class id; scores are probabilities, 0..1.
+
+        Raises InferenceError where a score is not a number: JSON has no word for it and a caller no use.
+        """
+        scores = outputs["probabilities"][0]
+        best = top(scores, parameters.top_k)
+        if not np.isfinite(scores[best]).all():
+            raise InferenceError("the model answered this picture with scores that are no numbers: send another picture")
+        # str() of a float32 is the shortest decimal that means the same float32: 0.1, where float() would say 0.10000000149011612.
+        return [{"class_id": int(index), "label": self._labels[index], "score": float(str(scores[index]))} for index in best]
+
+
+def top(scores: NDArray[Any], k: int) -> NDArray[np.intp]:
+    """Indices of the `k` largest of `scores[C]`, largest first, equals by index. O(C + k log k)."""
+    if k >= len(scores):
+        chosen = np.arange(len(scores))
+    else:
+        # A partition alone picks any of the equals at the border; the smallest index is to win.
+        border = np.partition(scores, len(scores) - k)[len(scores) - k]
+        above = np.flatnonzero(scores > border)
+        equal = np.flatnonzero(scores == border)[: k - len(above)]
+        chosen = np.union1d(above, equal)
+    return chosen[np.argsort(-scores[chosen], kind="stable")]

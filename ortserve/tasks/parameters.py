@@ -1,0 +1,37 @@
+"""Request parameters as text to checked values, by the same rules for every task."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+
+from ortserve.errors import InvalidParameter
+
+# Plain ASCII decimals: int() would also take "+5", " 5", "1_0" and digits of any script.
+_DECIMAL = re.compile(r"0|[1-9][0-9]{0,17}")
+
+
+def refuse_unknown(fields: Mapping[str, str], known: Iterable[str]) -> None:
+    """Nothing, where every field is known. Raises InvalidParameter, naming the nearest known one."""
+    names = sorted(known)
+    for field in fields:
+        if field not in names:
+            near = difflib.get_close_matches(field[:40], names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected {'one of ' if len(names) > 1 else ''}{', '.join(names)}"
+            raise InvalidParameter(f"unknown parameter {_quoted(field)}: {hint}")
+
+
+def whole_number(fields: Mapping[str, str], name: str, *, lowest: int, highest: int, default: int) -> int:
+    """The field's value, or `default` where it is not given. Raises InvalidParameter for anything but a decimal in range."""
+    text = fields.get(name)
+    if text is None:
+        return default
+    if _DECIMAL.fullmatch(text) is None or not lowest <= int(text) <= highest:
+        raise InvalidParameter(f"{name}: expected a whole number from {lowest} to {highest}, got {_quoted(text)}")
+    return int(text)
+
+
+def _quoted(text: str) -> str:
+    """What the caller sent, in ASCII and at most 40 characters of it."""
+    return ascii(text) if len(text) <= 40 else f"{text[:40]!a} and {len(text) - 40} characters more"
