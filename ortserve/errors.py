@@ -128,9 +128,13 @@ class NotFound(RequestError):
 
 
 class MethodNotAllowed(RequestError):
-    """The path exists; not with this method."""
+    """The path exists; not with this method. `allowed` lists those it takes, as the header Allow does."""
 
     code = "method_not_allowed"
+
+    def __init__(self, method: str, allowed: str) -> None:
+        super().__init__(f"expected {allowed} for this path, got {method[:16]}")
+        self.allowed = allowed
 
 
 class ShapeMismatch(RequestError):

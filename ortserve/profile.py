@@ -98,6 +98,7 @@ class Limits(_Section):
     max_images_per_request: int = Field(default=64, ge=1)
     request_timeout_ms: float = Field(default=10_000.0, gt=0.0)
     body_timeout_ms: float = Field(default=30_000.0, gt=0.0)
+    max_buffered_bytes: int = Field(default=512 * 1024 * 1024, ge=1)
 
 
 class Logging(_Section):

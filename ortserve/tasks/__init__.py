@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ortserve.errors import ModelError
+from ortserve.tasks.endpoint import Endpoint
 from ortserve.tasks.image_classification import ImageClassification
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 class Task(Protocol):
     """Payload to tensors, tensors to answer. Made once at start-up, then called from many threads at once: keeps no state of a request."""
 
+    endpoints: tuple[Endpoint, ...]
     outputs: tuple[str, ...]  # the graph outputs that serving asks for
 
     def parameters(self, fields: Mapping[str, str]) -> Any:

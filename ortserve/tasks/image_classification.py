@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ortserve import images
 from ortserve.errors import InferenceError, ModelError
+from ortserve.tasks.endpoint import Endpoint
 from ortserve.tasks.parameters import refuse_unknown, whole_number
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ class Parameters:
 class ImageClassification:
     """`ortserve.tasks.Task` for a model of one picture input and one output `probabilities`."""
 
+    endpoints: tuple[Endpoint, ...] = (
+        Endpoint("/classify", field="image", answer="predictions", raw_media_type="image/"),
+        Endpoint("/classify_batch", field="images", answer="predictions", raw_media_type="image/", many=True),
+    )
     outputs: tuple[str, ...] = ("probabilities",)
 
     def __init__(self, manifest: Manifest, profile: Profile) -> None:

@@ -1,0 +1,205 @@
+"""The seam to BentoML: a `Service` that pins its model, tries its start in a child, and puts our edge in front of BentoML's app."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from _bentoml_impl.server.app import ContextMiddleware, ServiceAppFactory
+from _bentoml_sdk.service import Service
+from bentoml import Tag
+from bentoml.exceptions import BentoMLException, NotFound
+from bentoml.models import BentoModel
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import Mount
+
+from ortserve import logs, multiprocess, openapi, readiness, startup, tracing
+from ortserve.errors import ModelError, StartupError
+from ortserve.profile import Profile
+
+if TYPE_CHECKING:
+    from ortserve.edge import App
+    from ortserve.model import ServedModel
+
+logger = logging.getLogger("ortserve.bento")
+
+
+def wanted_model() -> BentoModel:
+    """The model that ORTSERVE_MODEL names, "digits" where it is unset. Raises ModelError where that is no tag."""
+    text = os.environ.get(startup.MODEL_ENV) or "digits"
+    try:
+        return PackagedModel(text)
+    except (BentoMLException, ValueError) as error:
+        raise ModelError(f"{startup.MODEL_ENV}={text!r} is no model tag: expected NAME or NAME:VERSION ({error})") from None
+
+
+@attrs.frozen
+class PackagedModel(BentoModel):  # type: ignore[misc]
+    """A model of the local store; never looked for anywhere else."""
+
+    def resolve(self, base_path: Any = None, global_model_store: Any = None) -> Any:
+        """The stored model. Exits with one line where the store does not have it: BentoML would ask its cloud."""
+        if self.stored is None:
+            with exit_with_one_line():
+                raise ModelError(
+                    f"model {self.tag} is not in the BentoML store: expected a package made by `python build_model.py` or brought by "
+                    f"`bentoml models import FILE`; `bentoml models list` shows what is there, {startup.MODEL_ENV} chooses"
+                )
+        return super().resolve(base_path) if base_path is not None else self.stored
+
+
+@contextlib.contextmanager
+def exit_with_one_line() -> Iterator[None]:
+    """Turn a StartupError into one line on standard error and exit status 1."""
+    try:
+        yield
+    except StartupError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+class OrtService(Service[Any]):
+    """A BentoML service around one packaged model. `inner.profile` decides how it runs."""
+
+    @property
+    def profile(self) -> Profile:
+        """The profile `service.py` read."""
+        profile: Profile = self.inner.profile
+        return profile
+
+    def selected(self) -> Any:
+        """The stored model to serve: in a bento one of its own list, else the one ORTSERVE_MODEL names. Raises ModelError."""
+        if self.bento is None:
+            return self.models[0].resolve()
+        pinned = [info.tag for info in self.bento.info.all_models]
+        own = next(info for info in self.bento.info.services if info.name == self.name).models
+        wanted = os.environ.get(startup.MODEL_ENV)
+        tag = next((tag for tag in pinned if wanted in (str(tag), tag.name)), None) if wanted else own[0].tag
+        if tag is None:
+            raise ModelError(
+                f"{startup.MODEL_ENV}={wanted} is not in this bento: expected one of {', '.join(map(str, pinned))}; unset it to serve {own[0].tag}"
+            )
+        return _stored(tag)
+
+    def check_startup(self) -> None:
+        """Try the start in a child process before any worker exists; exits with one line and status 1 where it cannot work."""
+        with exit_with_one_line():
+            logs.configure(self.profile.logging)
+            stored = self.selected()
+            reference = os.environ.get(startup.PROFILE_ENV) or "default"
+            tried = startup.probe(Path(stored.path), self.profile, reference)
+        os.environ[startup.EXECUTION_ENV] = str(tried.index)
+        readiness.create_run_folder()
+        for reason in tried.skipped:
+            logger.info("next execution of profile %s: %s", self.profile.name, reason)
+        logger.info("serving %s, %s, on %s, profile %s", stored.tag, tried.precision, tried.provider, self.profile.name)
+
+    @cached_property
+    def served(self) -> ServedModel:
+        """The open model of this worker process, warm, on a confirmed provider."""
+        from ortserve.metrics import Metrics  # imported late: prometheus_client looks for its folder when it is imported
+        from ortserve.model import ServedModel  # imported late: the parent process needs no ONNX Runtime
+
+        with exit_with_one_line():
+            stored = self.selected()
+            self.metrics = Metrics(
+                service=self.bento.tag.name if self.bento else self.name,
+                version=(self.bento.tag.version if self.bento else None) or "not available",
+                runner=self.name,
+            )
+            served = ServedModel(
+                folder=Path(stored.path),
+                version=stored.tag.version or "",
+                profile=self.profile,
+                execution=startup.chosen_execution(self.profile),
+                observer=self.metrics.for_model(stored.tag.name),
+            )
+        import onnxruntime
+
+        self.metrics.describe(
+            model=served.name,
+            version=served.version,
+            task=served.manifest.task,
+            precision=served.precision,
+            sha256=served.manifest.variants[served.precision].sha256,
+            provider=served.session.provider,
+            onnxruntime_version=onnxruntime.__version__,
+        )
+        return served
+
+    async def call(self, path: str, files: Sequence[Path], **parameters: Any) -> dict[str, Any]:
+        """What the endpoint answers to these files, for callers in this process; HTTP requests take the edge's way."""
+        from ortserve import routes
+
+        endpoint = next(endpoint for endpoint in self.served.task.endpoints if endpoint.path == path)
+        payloads = [await asyncio.to_thread(file.read_bytes) for file in files]
+        fields = {name: str(value) for name, value in parameters.items() if value is not None}
+        return (await routes.respond(self.served, endpoint, payloads, fields))[0]
+
+    def to_asgi(self, is_main: bool = True) -> App:
+        """The worker's application: our edge in front of BentoML's."""
+        logs.configure(self.profile.logging)
+        folder = readiness.run_folder()
+        multiprocess.enter(folder / "metrics")
+        from ortserve import routes
+        from ortserve.edge import Edge
+
+        self.inject_config()
+        ready = readiness.Readiness(folder, self.profile.workers)
+        inner = _AppFactory(self, ready, is_main=is_main)()
+        app: App = Edge(
+            inner,
+            routes.build(self.served, self.profile, ready, self.metrics),
+            passed_on=[route.path for route in inner.routes if not isinstance(route, Mount) and hasattr(route, "path")],
+            mounts=[route.path.rstrip("/") + "/" for route in inner.routes if isinstance(route, Mount)],
+            metrics=self.metrics,
+            tracer=tracing.configure(self.profile.tracing, service_name=self.name, service_version=self.served.version),
+            access_log=self.profile.logging.access_log,
+        )
+        for middleware, options in reversed(self.middlewares):
+            app = middleware(app, **options)
+        return app
+
+    @property
+    def openapi_spec(self) -> Any:
+        """BentoML's OpenAPI document, completed with what our edge adds: GET paths, raw bodies, query parameters, errors."""
+        return openapi.complete(super().openapi_spec)
+
+
+class _AppFactory(ServiceAppFactory):
+    """BentoML's application without its middlewares, whose work the edge and the batcher do, and with our readiness."""
+
+    def __init__(self, service: OrtService, ready: readiness.Readiness, *, is_main: bool) -> None:
+        super().__init__(service, is_main=is_main, enable_metrics=False)
+        self._service = service
+        self._ready = ready
+
+    @property
+    def middlewares(self) -> list[Middleware]:
+        """Only the one that user-defined APIs need."""
+        return [Middleware(ContextMiddleware, context=self.service.context)]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncGenerator[None, None]:
+        """Ready once BentoML's own start is done; on the way out nothing new, then everything admitted answered."""
+        async with super().lifespan(app):
+            self._ready.mark()
+            yield
+            self._ready.unmark()
+            await self._service.served.close()
+
+
+def _stored(tag: Tag) -> Any:
+    import bentoml
+
+    try:
+        return bentoml.models.get(tag)
+    except NotFound:
+        raise ModelError(f"model {tag}, pinned by this bento, is not in the BentoML store: import it with `bentoml models import FILE`") from None

@@ -1,0 +1,292 @@
+"""The HTTP edge: a lean ASGI application in front of BentoML's own, one table of routes, one shape of error.
+
+The way of a request: `Edge.__call__` -> a handler of `routes.py` -> `ServedModel` -> the reply. Paths that are BentoML's own
+(the Swagger page, its files, the schema, user-defined APIs and mounted apps) are passed on; their errors are put into our shape.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl
+
+from ortserve import errors, logs
+from ortserve.body import ClientGone
+from ortserve.metrics import Metrics
+from ortserve.tracing import Tracer
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+logger = logging.getLogger("ortserve.edge")
+
+# The one table from errors to statuses. A class that is not listed takes the status of its nearest base.
+STATUS: dict[type[errors.OrtServeError], int] = {
+    errors.OrtServeError: 500,
+    errors.RequestError: 400,
+    errors.InvalidImage: 400,
+    errors.ShapeMismatch: 400,
+    errors.NotFound: 404,
+    errors.MethodNotAllowed: 405,
+    errors.RequestTimeout: 408,
+    errors.PayloadTooLarge: 413,
+    errors.ImageTooLarge: 413,
+    errors.UnsupportedMediaType: 415,
+    errors.InvalidParameter: 422,
+    errors.QueueFull: 429,
+    errors.InferenceError: 500,
+    errors.ServingError: 503,
+    errors.ShuttingDown: 503,
+    errors.DeadlineExceeded: 504,
+}
+CLIENT_GONE = 499  # nginx's number for "client closed request"; only ever seen in logs and metrics
+UNMATCHED = "unmatched"  # the endpoint label of every path that is no route, so that callers cannot grow the metrics
+
+
+@dataclass(slots=True)
+class Request:
+    """What a handler sees of a request. `headers` are lower case; of a repeated one the last counts."""
+
+    method: str
+    path: str
+    headers: dict[bytes, bytes]
+    receive: Receive
+    query_string: bytes
+    path_value: str = ""  # what stood in place of {name} in the route's template
+    span: Any = None  # the server span while tracing is on
+
+    def query(self) -> list[tuple[str, str]]:
+        """The query parameters, decoded, in order."""
+        try:
+            return parse_qsl(self.query_string.decode("latin-1"), keep_blank_values=True, max_num_fields=64)
+        except ValueError:
+            raise errors.InvalidParameter("expected at most 64 query parameters, got more: send only those the endpoint takes") from None
+
+
+@dataclass(slots=True)
+class Reply:
+    """A whole response."""
+
+    status: int
+    body: bytes
+    content_type: bytes = b"application/json"
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+
+Handler = Callable[[Request], Awaitable[Reply]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One path. `template` may end in `/{name}`; it is the metrics' label. GET routes answer HEAD too."""
+
+    method: str
+    template: str
+    handler: Handler
+
+
+def json_reply(value: Any, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()) -> Reply:
+    """`value` as a JSON response."""
+    body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return Reply(status, body, headers=list(headers))
+
+
+def error_body(code: str, message: str) -> dict[str, Any]:
+    """The one shape of every error: `{"error": {"code", "message", "request_id"}}`."""
+    return {"error": {"code": code, "message": message, "request_id": logs.request_id.get()}}
+
+
+def status_of(error: errors.OrtServeError) -> int:
+    """The HTTP status of an error of ours."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def error_reply(error: errors.OrtServeError) -> Reply:
+    """The response for an error of ours. Only errors made for callers show their message."""
+    headers = []
+    if isinstance(error, errors.QueueFull):
+        headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
+    if isinstance(error, errors.MethodNotAllowed):
+        headers.append((b"allow", error.allowed.encode()))
+    if not isinstance(error, errors.RequestError | errors.ServingError):
+        return json_reply(error_body("internal", "the service failed on this request; its log has the reason under this request_id"), 500)
+    return json_reply(error_body(error.code, str(error)), status_of(error), headers)
+
+
+class Edge:
+    """An ASGI application. `inner` is BentoML's; it keeps the lifespan and the paths in `passed_on` (exact) and below `mounts`."""
+
+    def __init__(
+        self,
+        inner: App,
+        routes: Sequence[Route],
+        *,
+        passed_on: Sequence[str],
+        mounts: Sequence[str],
+        metrics: Metrics,
+        tracer: Tracer | None,
+        access_log: bool,
+    ) -> None:
+        self._inner = inner
+        self._exact: dict[str, dict[str, Route]] = {}
+        self._below: dict[str, dict[str, Route]] = {}
+        for route in routes:
+            prefix, _, name = route.template.partition("{")
+            table = self._below if name else self._exact
+            table.setdefault(prefix, {})[route.method] = route
+        self._passed_on = frozenset(passed_on)
+        self._mounts = tuple(mounts)
+        self._metrics = metrics
+        self._tracer = tracer
+        self._access_log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; lifespan and websockets go to BentoML's application."""
+        if scope["type"] != "http":
+            await self._inner(scope, receive, send)
+            return
+        started = time.perf_counter()
+        headers = dict(scope["headers"])
+        request_id = headers.get(b"x-request-id", b"").decode("latin-1")
+        if not logs.valid_request_id(request_id):
+            request_id = logs.new_request_id()
+        token = logs.request_id.set(request_id)
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        template, route, request = self._match(method, scope["path"], headers, receive, scope["query_string"])
+        answer = _Answer(send, request_id, head=scope["method"] == "HEAD")
+        self._metrics.request_started(template)
+        try:
+            if self._tracer is None:
+                await self._respond(template, route, request, scope, receive, answer)
+            else:
+                with self._tracer.server_span(scope, route=template) as span:
+                    request.span = span
+                    await self._respond(template, route, request, scope, receive, answer)
+                    span.set_status(answer.status)
+        finally:
+            seconds = time.perf_counter() - started
+            self._metrics.request_finished(template, answer.status, seconds)
+            if self._access_log:
+                logs.access(method=scope["method"], endpoint=template, status=answer.status, seconds=seconds, sent_bytes=answer.sent_bytes)
+            logs.request_id.reset(token)
+
+    def _match(
+        self, method: str, path: str, headers: dict[bytes, bytes], receive: Receive, query_string: bytes
+    ) -> tuple[str, Route | None, Request]:
+        """The route's template, the route (None: passed on, or an error), and the request for its handler."""
+        request = Request(method, path, headers, receive, query_string)
+        methods = self._exact.get(path)
+        if methods is None:
+            head, slash, request.path_value = path.rpartition("/")
+            methods = self._below.get(head + slash) if request.path_value else None
+        if methods is not None:
+            route = methods.get(method)
+            if route is not None:
+                return route.template, route, request
+            template = next(iter(methods.values())).template
+            allowed = ", ".join(f"{name}, HEAD" if name == "GET" else name for name in methods)
+            return template, Route(method, template, _refuse(errors.MethodNotAllowed(method, allowed))), request
+        if path in self._passed_on:
+            return path, None, request
+        if mount := next((mount for mount in self._mounts if path.startswith(mount)), None):
+            return mount, None, request
+        return UNMATCHED, Route(method, UNMATCHED, _refuse(errors.NotFound(f"no such path: {_GUIDE}"))), request
+
+    async def _respond(
+        self, template: str, route: Route | None, request: Request, scope: Scope, receive: Receive, answer: _Answer
+    ) -> None:
+        try:
+            if route is None:
+                await self._inner(scope, receive, answer.pass_on)
+                return
+            reply = await route.handler(request)
+        except ClientGone:
+            answer.status = CLIENT_GONE
+            logger.info("%s: the caller left before the answer", template)
+            return
+        except errors.OrtServeError as error:
+            reply = error_reply(error)
+            level = logging.ERROR if reply.status in (500, 503) else logging.INFO
+            logger.log(level, "%s: %d %s: %s", template, reply.status, error.code, error, exc_info=reply.status == 500)
+        except Exception:
+            if answer.begun:
+                raise
+            logger.exception("%s: unexpected failure", template)
+            reply = error_reply(errors.OrtServeError())
+        await answer.send(reply)
+
+
+_GUIDE = "GET / shows what there is"
+
+
+def _refuse(error: errors.RequestError) -> Handler:
+    async def handler(_: Request) -> Reply:
+        raise error
+
+    return handler
+
+
+class _Answer:
+    """Sends one response and remembers what became of it."""
+
+    def __init__(self, send: Send, request_id: str, *, head: bool) -> None:
+        self._send = send
+        self._id_header = (b"x-request-id", request_id.encode("latin-1"))
+        self._head = head
+        self._replaced: int | None = None
+        self.status = 500
+        self.begun = False
+        self.sent_bytes = 0
+
+    async def send(self, reply: Reply) -> None:
+        """Send a whole reply."""
+        self.status = reply.status
+        self.begun = True
+        headers = [
+            (b"content-type", reply.content_type),
+            (b"content-length", str(len(reply.body)).encode()),
+            self._id_header,
+            *reply.headers,
+        ]
+        await self._send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        body = b"" if self._head else reply.body
+        self.sent_bytes = len(body)
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def pass_on(self, message: Message) -> None:
+        """Send a message of BentoML's application; an error response is replaced by one in our shape."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self.status >= 400:
+                self._replaced = self.status
+                return
+            self.begun = True
+            message["headers"] = [*message["headers"], self._id_header]
+        elif self._replaced is not None:
+            if not message.get("more_body", False):
+                await self.send(_foreign_error(self._replaced))
+            return
+        else:
+            self.sent_bytes += len(message.get("body", b""))
+        await self._send(message)
+
+
+def _foreign_error(status: int) -> Reply:
+    """An error of BentoML or Starlette in our shape: the status is theirs, the words are ours."""
+    kinds: Mapping[int, tuple[str, str]] = {
+        404: (errors.NotFound.code, f"no such path: {_GUIDE}"),
+        405: (errors.MethodNotAllowed.code, f"the path does not take this method: {_GUIDE}"),
+        415: (errors.UnsupportedMediaType.code, "the body is of a media type this endpoint does not read: see GET /docs.json"),
+    }
+    if status >= 500:
+        code, message = "internal", "the service failed on this request; its log has the reason under this request_id"
+    else:
+        code, message = kinds.get(status, (errors.RequestError.code, "the request does not fit this endpoint: see GET /docs.json"))
+    return json_reply(error_body(code, message), status)

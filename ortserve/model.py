@@ -1,0 +1,188 @@
+"""A model being served: its package, its session, its batcher and its task, and the way of one payload through them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ortserve import tasks
+from ortserve.batching import Batcher, Observer, Ticket
+from ortserve.cpus import available_cpus
+from ortserve.errors import ModelError, RequestError, ServingError
+from ortserve.manifest import Manifest, Precision
+from ortserve.profile import Batching, Execution, Profile
+from ortserve.session import Session
+
+logger = logging.getLogger("ortserve.model")
+
+
+class ModelObserver(Observer):
+    """What a served model reports beside its batcher's reports; `metrics.ModelMetrics` is one."""
+
+    def decoded(self, seconds: float) -> None:
+        """A payload became tensors in `seconds`."""
+
+    def answered(self, seconds: float) -> None:
+        """A payload was answered in `seconds`, from admission to answer."""
+
+    def decode_error(self, reason: str) -> None:
+        """A payload could not become tensors; `reason` is the error's code."""
+
+    def refused(self, reason: str) -> None:
+        """A payload was not answered; `reason` is the error's code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One payload's answer and where its time went, in seconds."""
+
+    value: Any
+    decode_s: float
+    queue_s: float
+    inference_s: float
+
+
+def choose_precision(manifest: Manifest, execution: Execution) -> Precision:
+    """The first precision of the profile's execution that the package holds. ModelError where it holds none of them."""
+    for precision in execution.precision:
+        if precision in manifest.variants:
+            return precision
+    raise ModelError(
+        f"profile asks {execution.provider} for {' or '.join(execution.precision)}, but the package {manifest.name} holds only "
+        f"{', '.join(manifest.variants)}: build it with --precision {execution.precision[0]}, or choose another profile"
+    )
+
+
+def effective_batching(manifest: Manifest, batching: Batching) -> Batching:
+    """The profile's batching, cut to the largest batch the package was verified at."""
+    limit = min(batching.max_batch_size, manifest.max_batch)
+    buckets = tuple(sorted({min(size, limit) for size in batching.buckets}))
+    return batching.model_copy(update={"max_batch_size": limit, "buckets": buckets})
+
+
+def open_session(folder: Path, manifest: Manifest, execution: Execution, outputs: Sequence[str]) -> Session:
+    """The session of a package under one execution: file checked against its sha256, provider confirmed, warmed at every batch size it will see."""
+    precision = choose_precision(manifest, execution)
+    session = Session.open(manifest.verified_path(folder, precision), execution, outputs=outputs)
+    if session.inputs != manifest.inputs:
+        raise ModelError(f"model {manifest.name}: the {precision} file takes other inputs than its manifest says: build it again")
+    batching = effective_batching(manifest, execution.batching)
+    session.warm_up(batching.buckets or sorted({1, batching.max_batch_size}))
+    return session
+
+
+class ServedModel:
+    """Answers payloads of one model. Lives in one process and its event loop; `close` ends its threads."""
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        version: str,
+        profile: Profile,
+        execution: Execution,
+        observer: ModelObserver | None = None,
+    ) -> None:
+        """Open the package in `folder`, warmed and ready. Raises StartupError where it cannot serve as the profile says."""
+        self.manifest = Manifest.read(folder)
+        self.version = version
+        self.execution = execution
+        self.precision = choose_precision(self.manifest, execution)
+        self.task = tasks.load(self.manifest, profile)
+        self.session = open_session(folder, self.manifest, execution, self.task.outputs)
+        self.batcher = Batcher(self.session, effective_batching(self.manifest, execution.batching), observer=observer)
+        self._observer = observer
+        self._timeout_s = profile.limits.request_timeout_ms / 1000
+        wanted = profile.images.decode_threads
+        self._decoders = ThreadPoolExecutor(available_cpus() if wanted == "auto" else wanted, thread_name_prefix="decode")
+
+    @property
+    def name(self) -> str:
+        """The package's name."""
+        return self.manifest.name
+
+    async def predict(self, payload: bytes | memoryview, parameters: Any) -> Answer:
+        """The answer to one payload. Raises RequestError for what is the sender's fault, ServingError for what is not."""
+        deadline = time.monotonic() + self._timeout_s
+        with self._counting_refusals(), self.batcher.admit(1, deadline=deadline) as ticket:
+            return await self._answer(ticket, payload, parameters)
+
+    async def predict_many(self, payloads: Sequence[bytes | memoryview], parameters: Any) -> list[Answer | RequestError | ServingError]:
+        """An answer or an error for each payload, in order. Raises QueueFull where not all of them have a place: none is computed then."""
+        deadline = time.monotonic() + self._timeout_s
+        with ExitStack() as places:
+            with self._counting_refusals():
+                tickets = [places.enter_context(self.batcher.admit(1, deadline=deadline)) for _ in payloads]
+            return await asyncio.gather(
+                *(self._answer_or_error(ticket, payload, parameters) for ticket, payload in zip(tickets, payloads, strict=True))
+            )
+
+    async def _answer_or_error(self, ticket: Ticket, payload: bytes | memoryview, parameters: Any) -> Answer | RequestError | ServingError:
+        try:
+            with self._counting_refusals(), ticket:
+                return await self._answer(ticket, payload, parameters)
+        except (RequestError, ServingError) as error:
+            return error
+
+    async def _answer(self, ticket: Ticket, payload: bytes | memoryview, parameters: Any) -> Answer:
+        started = time.perf_counter()
+        try:
+            inputs = await asyncio.get_running_loop().run_in_executor(self._decoders, self.task.preprocess, payload)
+        except RequestError as error:
+            if self._observer:
+                self._observer.decode_error(error.code)
+            raise
+        decoded = time.perf_counter()
+        outputs = await ticket.infer(inputs)
+        value = self.task.postprocess(outputs, parameters)
+        if self._observer:
+            self._observer.decoded(decoded - started)
+            self._observer.answered(time.perf_counter() - started)
+        return Answer(value, decoded - started, 0.0, 0.0)
+
+    def _counting_refusals(self) -> _CountRefusals:
+        return _CountRefusals(self._observer)
+
+    async def close(self) -> None:
+        """Answer what was admitted, then end the threads."""
+        await self.batcher.close()
+        self._decoders.shutdown()
+
+    def facts(self) -> Mapping[str, Any]:
+        """What `GET /models/{name}` shows: the manifest, and what this process really runs."""
+        batching = self.batcher.settings
+        return {
+            "name": self.name,
+            "version": self.version,
+            "provider": self.session.provider,
+            "nodes_by_provider": self.session.nodes_by_provider(),
+            "precision": self.precision,
+            "sha256": self.manifest.variants[self.precision].sha256,
+            "batching": batching.model_dump(mode="json"),
+            "session": self.execution.session.model_dump(mode="json"),
+            "cpus": available_cpus(),
+            "pid": os.getpid(),
+            "manifest": self.manifest.model_dump(mode="json"),
+        }
+
+
+class _CountRefusals:
+    """Reports a ServingError that passes through it."""
+
+    def __init__(self, observer: ModelObserver | None) -> None:
+        self._observer = observer
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self._observer and isinstance(error, ServingError):
+            self._observer.refused(error.code)

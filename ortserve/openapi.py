@@ -1,0 +1,90 @@
+"""BentoML's OpenAPI document, completed with what the edge adds: GET paths, raw bodies, query parameters, our errors."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import attrs
+from bentoml._internal.service.openapi.specification import OpenAPISpecification, PathItem
+
+from ortserve.schemas import ErrorBody
+
+_ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
+_JSON = {"application/json": {"schema": {"type": "object"}}}
+
+# Statuses any endpoint that takes a payload can answer with.
+_PREDICT_ERRORS = {
+    400: "Not a picture, a truncated one, or a body that is not well formed",
+    408: "The body did not arrive in time",
+    413: "Over the limit of bytes or pixels",
+    415: "A media type this endpoint does not read",
+    422: "A parameter that is no number in its range, or unknown",
+    429: "The queue is full; Retry-After says when to come back",
+    500: "The model failed on this picture",
+    503: "The service is stopping",
+    504: "The deadline passed",
+}
+_GET_PATHS = {
+    "/models": ("List the served models: version, provider, precision.", {}),
+    "/models/{name}": ("One model's facts: manifest, parity report, active provider, precision.", {404: "No such model"}),
+    "/livez": ("200 while the process lives.", {}),
+    "/readyz": ("200 once every worker is warm and its provider confirmed.", {503: "Not every worker is warm"}),
+    "/metrics": ("Prometheus metrics of all workers.", {}),
+}
+
+
+def complete(spec: OpenAPISpecification) -> OpenAPISpecification:
+    """The same document with every path the edge answers, each with our error shape."""
+    written = spec.asdict()
+    paths: dict[str, Any] = {path: item for path, item in written["paths"].items() if "post" in item}
+    for path, item in paths.items():
+        paths[path] = {"post": _predict(copy.deepcopy(item["post"]))}
+    for path, (description, errors) in _GET_PATHS.items():
+        paths[path] = {"get": _get(path, description, errors)}
+    schemas = {name: schema for name, schema in written["components"]["schemas"].items() if name not in _BENTOML_ERRORS}
+    error = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= error.pop("$defs") | {"ErrorBody": error}
+    return attrs.evolve(spec, paths={path: PathItem(**item) for path, item in paths.items()}, components={"schemas": schemas})
+
+
+_BENTOML_ERRORS = frozenset({"InvalidArgument", "NotFound", "InternalServerError", "TaskStatusResponse"})
+
+
+def _predict(operation: dict[str, Any]) -> dict[str, Any]:
+    content = operation["requestBody"]["content"]
+    form = content.get("multipart/form-data", {}).get("schema", {}).get("properties", {})
+    if "image" in form:  # one payload may also be the whole body
+        content["image/*"] = {"schema": {"type": "string", "format": "binary"}}
+    operation["parameters"] = [
+        {"name": name, "in": "query", "required": False, "schema": schema, "description": "Instead of the form field."}
+        for name, schema in form.items()
+        if name not in operation_files(form)
+    ]
+    operation["responses"] = {200: operation["responses"].get(200, operation["responses"].get("200"))} | _errors(_PREDICT_ERRORS)
+    return operation
+
+
+def operation_files(form: dict[str, Any]) -> set[str]:
+    """The form fields that carry files."""
+    return {name for name, schema in form.items() if "file" in (schema.get("type"), schema.get("items", {}).get("type")) or _binary(schema)}
+
+
+def _binary(schema: dict[str, Any]) -> bool:
+    return "binary" in (schema.get("format"), schema.get("items", {}).get("format"))
+
+
+def _get(path: str, description: str, errors: dict[int, str]) -> dict[str, Any]:
+    content = {"text/plain": {"schema": {"type": "string"}}} if path == "/metrics" else _JSON
+    operation: dict[str, Any] = {
+        "tags": ["Infrastructure"],
+        "description": description,
+        "responses": {200: {"description": "Successful Response", "content": content}} | _errors(errors),
+    }
+    if "{name}" in path:
+        operation["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
+    return operation
+
+
+def _errors(errors: dict[int, str]) -> dict[int, Any]:
+    return {status: {"description": description, "content": _ERROR} for status, description in errors.items()}

@@ -1,0 +1,67 @@
+"""Which workers of this service are warm: one file each in the service's run folder, counted by whichever is asked."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+RUN_FOLDER_ENV = "ORTSERVE_RUN_FOLDER"  # set by the parent process for its workers
+_PREFIX = "ortserve-"
+
+
+def create_run_folder() -> Path:
+    """A folder for one start of the service (ready marks, metrics), known to its workers, removed when this process ends.
+
+    Folders that killed services left behind are removed first. Two services never share one, whatever BENTOML_HOME they have.
+    """
+    base = Path(tempfile.gettempdir())
+    for left in base.glob(f"{_PREFIX}*-*"):
+        pid = left.name.removeprefix(_PREFIX).split("-")[0]
+        if pid.isdigit() and not _alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+    os.environ[RUN_FOLDER_ENV] = str(folder)
+    owner = os.getpid()
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
+    return folder
+
+
+def run_folder() -> Path:
+    """This service's run folder: the parent's, or a new one where the process has none (one worker, started by hand)."""
+    inherited = os.environ.get(RUN_FOLDER_ENV)
+    return Path(inherited) if inherited and Path(inherited).is_dir() else create_run_folder()
+
+
+class Readiness:
+    """The ready marks of one service's workers. A worker that died does not count: its process is looked for each time."""
+
+    def __init__(self, folder: Path, expected: int) -> None:
+        self._folder = folder / "ready"
+        self._folder.mkdir(exist_ok=True)
+        self._mark = self._folder / str(os.getpid())
+        self._expected = expected
+
+    def mark(self) -> None:
+        """This worker is warm and accepts requests."""
+        self._mark.touch()
+
+    def unmark(self) -> None:
+        """This worker takes nothing more."""
+        self._mark.unlink(missing_ok=True)
+
+    def count(self) -> tuple[int, int]:
+        """(warm and living workers, expected workers)."""
+        return sum(_alive(int(mark.name)) for mark in self._folder.iterdir()), self._expected
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,45 @@
+"""The service: what it offers over HTTP, and the one line that decides how it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import bentoml
+from bentoml.validators import ContentType
+from pydantic import Field
+
+from ortserve.bento import OrtService, exit_with_one_line, wanted_model
+from ortserve.startup import profile_from_environment, resources
+from ortserve.schemas import BatchClassification, Classification
+
+with exit_with_one_line():
+    profile = profile_from_environment()  # ORTSERVE_PROFILE: a shipped name or a file
+    model = wanted_model()  # ORTSERVE_MODEL: a tag of the BentoML store; pinned when a bento is built
+
+Picture = Annotated[Path, ContentType("image/*")]
+TopK = Annotated[int | None, Field(description="How many predictions, best first: 1 to the number of classes.", ge=1)]
+
+
+@bentoml.service(name="model_service", service_class=OrtService, workers=profile.workers, resources=resources(profile))
+class ModelService:
+    """A verified model behind an adaptive batcher. Errors have one shape: {"error": {"code", "message", "request_id"}}."""
+
+    profile = profile
+    model = model
+
+    @bentoml.on_deployment
+    @staticmethod
+    def check() -> None:
+        """Try the start before any worker exists."""
+        ModelService.check_startup()
+
+    @bentoml.api
+    async def classify(self, image: Picture, top_k: TopK = None) -> Classification:
+        """Classify one picture: a file in the form field `image`, or its bytes as the body with Content-Type: image/*."""
+        return Classification.model_validate(await ModelService.call("/classify", [image], top_k=top_k))
+
+    @bentoml.api
+    async def classify_batch(self, images: list[Picture], top_k: TopK = None) -> BatchClassification:
+        """Classify many pictures: an answer or an error for each, in the order they were sent."""
+        return BatchClassification.model_validate(await ModelService.call("/classify_batch", images, top_k=top_k))
