@@ -8,7 +8,7 @@ when it is read. It leaves the files of dead processes for ever and names them b
   stays small however many workers die; gauges that speak of living processes only are dropped.
 
 A fold that is cut off at any moment by the death of its process is finished or undone by the next one: what it is about to
-replace and remove is written to a journal first. A crash of the machine is not covered: the folder does not outlive a start.
+replace and remove is written to a journal first. A crash of the machine is not covered: the folder serves one start of the service.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ import fcntl
 import json
 import logging
 import os
-import shutil
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -54,7 +52,7 @@ def _start_time(pid: int) -> int | None:
             return None
         fields = stat[stat.rindex(b")") + 2 :].split()  # the name in parentheses may hold anything
         return None if fields[0] in (b"Z", b"X") else int(fields[19])  # proc(5): field 22, clock ticks since boot
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     try:
         process = psutil.Process(pid)
@@ -71,24 +69,11 @@ def _is_alive(identity: str) -> bool:
 # --- entering --------------------------------------------------------------------------------------------------------
 
 
-def create_folder(service: str, *, root: Path | None = None) -> Path:
-    """A fresh folder for one running service, owned by this process; folders of services that are gone are removed.
-
-    Two services never share one, whatever home they share. `root` is the system's folder for temporary files if not given.
-    Call it once, in the parent, and hand the path to the workers.
-    """
-    root = Path(tempfile.gettempdir()) if root is None else root
-    prefix = "ortserve-metrics"
-    for old in root.glob(f"{prefix}.*"):
-        owner = old.name.split(".")[1]
-        if not _is_alive(owner) and not old.is_symlink() and old.stat().st_uid == os.getuid():
-            shutil.rmtree(old, ignore_errors=True)
-    label = "".join(character if character.isalnum() else "_" for character in service)
-    return Path(tempfile.mkdtemp(prefix=f"{prefix}.{process_id(os.getpid())}.{label}.", dir=root))
-
-
 def enter(folder: Path) -> None:
-    """Make this process keep its metrics in that folder. Call it in each worker before the first metric is made."""
+    """Make this process keep its metrics in that folder, made if missing. Call it in each worker before the first metric is made.
+
+    The folder belongs to one start of one service: two services in one folder would add up as one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     os.environ[VARIABLE] = str(folder)
     from prometheus_client import values
