@@ -1,0 +1,54 @@
+"""Fixtures that every test may use, and the reason why a GPU test is skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.devices import why_no_gpu
+from tests.serving import DIGITS, Server, bentoml
+from tests.serving import free_port as find_free_port
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `gpu` where there is none, with the reason."""
+    for item in items:
+        if item.get_closest_marker("gpu") and (reason := why_no_gpu()):
+            item.add_marker(pytest.mark.skip(reason=f"needs an NVIDIA GPU: {reason}"))
+
+
+@pytest.fixture
+def bentoml_home(tmp_path: Path) -> Path:
+    """An empty folder for BENTOML_HOME."""
+    home = tmp_path / "bentoml"
+    home.mkdir()
+    return home
+
+
+@pytest.fixture(scope="session")
+def digits_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BENTOML_HOME whose store holds `digits`, imported from the committed package. For reading: every test of the run shares it."""
+    home = tmp_path_factory.mktemp("digits_home")
+    bentoml(home, "models", "import", str(DIGITS))
+    return home
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port that nothing listens on."""
+    return find_free_port()
+
+
+@pytest.fixture
+def serve(digits_home: Path) -> Iterator[Callable[..., Server]]:
+    """`serve(home, env={...}, ...)`: a ready `Server`, by default on `digits`; all are stopped when the test ends, failed or not."""
+    with ExitStack() as servers:
+
+        def start(home: Path = digits_home, **options: Any) -> Server:
+            return servers.enter_context(Server(home, **options))
+
+        yield start

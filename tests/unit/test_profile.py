@@ -1,0 +1,139 @@
+"""Profiles: what is refused and how it says so, and that every shipped one loads and gives its reasons."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from ortserve.errors import ProfileError
+from ortserve.profile import SHIPPED, Profile, load, shipped_names
+
+MINIMAL = "description: a test\nexecution: [{provider: CPUExecutionProvider}]\n"
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_minimal_file_loads_and_is_named_after_its_file(tmp_path: Path) -> None:
+    profile = load(write(tmp_path, MINIMAL))
+    assert profile.name == "mine"
+    assert profile.execution[0].precision == ("fp32",)
+
+
+def test_a_profile_is_frozen(tmp_path: Path) -> None:
+    profile = load(write(tmp_path, MINIMAL))
+    with pytest.raises(ValidationError, match="frozen"):
+        profile.limits.max_image_bytes = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("addition", "message"),
+    [
+        ("worker: 2\n", r"mine\.yaml: unknown key 'worker': did you mean 'workers'\?"),
+        ("limits: {max_image_byte: 1}\n", r"unknown key 'limits\.max_image_byte': did you mean 'max_image_bytes'\?"),
+        ("images: {zzz: 1}\n", r"unknown key 'images\.zzz': expected one of decode_threads, decoder"),
+        ("workers: many\n", r"workers: .*got 'many'"),
+        ("workers: 0\n", r"workers: .*greater than or equal to 1, got 0"),
+        ("limits: {request_timeout_ms: 0}\n", r"limits\.request_timeout_ms: .*greater than 0"),
+    ],
+)
+def test_a_fault_names_the_file_the_key_and_the_remedy(tmp_path: Path, addition: str, message: str) -> None:
+    with pytest.raises(ProfileError, match=message):
+        load(write(tmp_path, MINIMAL + addition))
+
+
+@pytest.mark.parametrize(
+    ("execution", "message"),
+    [
+        ("{provider: CPUExecutionProvider, batching: {max_batchsize: 1}}", r"execution\.0\.batching\.max_batchsize'.*'max_batch_size'"),
+        ("{provider: CUDA}", r"execution\.0\.provider: .*CUDAExecutionProvider"),
+        ("{provider: CPUExecutionProvider, precision: []}", "at least one of fp32, fp16, int8"),
+        ("{provider: CPUExecutionProvider, session: {intra_op_num_threads: 0}}", "1 or more, or auto"),
+        ("{provider: CPUExecutionProvider, batching: {buckets: [4, 2], max_batch_size: 4}}", "rising sizes"),
+        ("{provider: CPUExecutionProvider, batching: {buckets: [1, 2], max_batch_size: 4}}", r"must be max_batch_size \(4\)"),
+        ("{provider: CPUExecutionProvider, batching: {max_batch_size: 8, max_queue_size: 4}}", "must hold at least one batch"),
+        ("{}", r"key 'execution\.0\.provider' is missing"),
+    ],
+)
+def test_a_fault_in_an_execution_is_located(tmp_path: Path, execution: str, message: str) -> None:
+    with pytest.raises(ProfileError, match=message):
+        load(write(tmp_path, f"description: a test\nexecution: [{execution}]\n"))
+
+
+def test_no_execution_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="execution"):
+        load(write(tmp_path, "description: a test\nexecution: []\n"))
+
+
+def test_unknown_name_lists_the_shipped_ones() -> None:
+    with pytest.raises(ProfileError, match=r"'latencey' not found: expected one of default, edge, latency, throughput, or the path"):
+        load("latencey")
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="not found"):
+        load(str(tmp_path / "none.yaml"))
+
+
+def test_a_folder_is_not_a_profile(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="cannot be read"):
+        load(f"{tmp_path}/")
+
+
+@pytest.mark.parametrize("text", ["a: [1\n", "\tworkers: 1\n", "!!python/object/apply:os.getcwd []\n"])
+def test_bad_yaml_is_one_line(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ProfileError, match=r"mine\.yaml is not valid YAML") as caught:
+        load(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "just words\n"])
+def test_anything_but_a_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ProfileError, match="expected a mapping"):
+        load(write(tmp_path, text))
+
+
+def test_the_four_profiles_are_shipped() -> None:
+    assert {"default", "latency", "throughput", "edge"} <= set(shipped_names())
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_shipped_profile_loads_and_fits_itself(name: str) -> None:
+    profile = load(name)
+    assert profile.name == name
+    for execution in profile.execution:
+        # A request larger than the queue would always be refused with 429, whatever the load.
+        assert profile.limits.max_images_per_request <= execution.batching.max_queue_size
+    assert profile.limits.max_image_bytes <= profile.limits.max_request_bytes <= profile.limits.max_buffered_bytes
+
+
+def sections(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """The section and every section inside it."""
+    yield section
+    for field in section.model_fields.values():
+        for candidate in (field.annotation, *get_args(field.annotation)):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                yield from sections(candidate)
+
+
+def test_every_key_of_the_schema_stands_in_the_default_profile() -> None:
+    text = (SHIPPED / "default.yaml").read_text(encoding="utf-8")
+    keys = {key for section in sections(Profile) for key in section.model_fields} - {"name"}  # set by load()
+    assert [key for key in sorted(keys) if not re.search(rf"^[ -]*{key}:", text, re.MULTILINE)] == []
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_every_value_of_a_shipped_profile_has_its_reason_beside_it(name: str) -> None:
+    lines = (SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    values = [line for line in lines if re.match(r"^[ -]*\w+: *[^ #]", line)]
+    assert len(values) > 10
+    says_itself = ("description:", "provider:")
+    assert [line for line in values if " # " not in line and not line.lstrip(" -").startswith(says_itself)] == []

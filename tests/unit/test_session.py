@@ -1,0 +1,195 @@
+"""The session on real, tiny ONNX files: what it refuses to open, what it refuses to run, and that threads do not mix rows."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from ortserve import cpus
+from ortserve import session as session_module
+from ortserve.errors import ModelError, ProviderError, ShapeMismatch
+from ortserve.profile import Execution
+from ortserve.session import BoundRunner, Session, session_options
+from tests.devices import why_no_gpu
+
+CPU = Execution(provider="CPUExecutionProvider")
+
+
+def write_model(path: Path, *, element: int = TensorProto.UINT8) -> Path:
+    """An ONNX file: `pixels` uint8[batch, 2, 2] -> `doubled` float32[batch, 2, 2] and `plus_one` of the same shape."""
+    shape = ["batch", 2, 2]
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["floats", "floats"], ["doubled"]),
+        helper.make_node("Add", ["floats", "one"], ["plus_one"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("pixels", element, shape)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("doubled", "plus_one")],
+        [helper.make_tensor("one", TensorProto.FLOAT, [], [1.0])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "tiny.onnx")
+
+
+def pixels(rows: int, first: int = 0) -> NDArray[Any]:
+    """uint8[rows, 2, 2] whose every element of row i is first + i."""
+    return np.repeat(np.arange(first, first + rows, dtype=np.uint8), 4).reshape(rows, 2, 2)
+
+
+def test_open_confirms_the_provider_and_reads_the_tensors(model: Path) -> None:
+    session = Session.open(model, CPU)
+    assert session.provider == "CPUExecutionProvider"
+    assert [(spec.name, spec.dtype, spec.shape) for spec in session.inputs] == [("pixels", "uint8", ("batch", 2, 2))]
+    assert [spec.name for spec in session.outputs] == ["doubled", "plus_one"]
+
+
+def test_run_answers_every_row_in_its_place(model: Path) -> None:
+    answer = Session.open(model, CPU).run({"pixels": pixels(5)})
+    np.testing.assert_array_equal(answer["doubled"], pixels(5).astype(np.float32) * 2)
+    np.testing.assert_array_equal(answer["plus_one"], pixels(5).astype(np.float32) + 1)
+
+
+def test_outputs_chooses_what_is_answered(model: Path) -> None:
+    assert list(Session.open(model, CPU, outputs=["plus_one"]).run({"pixels": pixels(1)})) == ["plus_one"]
+
+
+def test_an_output_the_model_lacks_is_named(model: Path) -> None:
+    with pytest.raises(ModelError, match=r"no output 'logits', only doubled, plus_one"):
+        Session.open(model, CPU, outputs=["logits"])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, r"expected a tensor 'pixels' of uint8\[N,2,2\], got none"),
+        ({"pixels": pixels(1).astype(np.float32)}, r"uint8\[N,2,2\].*got float32\[1,2,2\]"),
+        ({"pixels": pixels(1)[0]}, r"got uint8\[2,2\]"),
+        ({"pixels": np.zeros((1, 2, 3), np.uint8)}, r"got uint8\[1,2,3\]"),
+        ({"pixels": pixels(0)}, r"got uint8\[0,2,2\]"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_described(model: Path, inputs: dict[str, NDArray[Any]], message: str) -> None:
+    with pytest.raises(ShapeMismatch, match=message):
+        Session.open(model, CPU).run(inputs)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a graph", b"\x08\x0a\xff\xff"])
+def test_a_corrupt_file_is_a_model_error_in_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"cannot load broken\.onnx on CPUExecutionProvider") as caught:
+        Session.open(path, CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_a_model_error(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"cannot load none\.onnx"):
+        Session.open(tmp_path / "none.onnx", CPU)
+
+
+def test_a_tensor_type_that_is_not_served_is_named(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "wide.onnx", element=TensorProto.UINT16)
+    with pytest.raises(ModelError, match=r"'pixels' has the type tensor\(uint16\)"):
+        Session.open(path, CPU)
+
+
+def test_a_provider_this_build_lacks_names_the_package_to_install(model: Path) -> None:
+    missing = "OpenVINOExecutionProvider"
+    if missing in ort.get_available_providers():
+        pytest.skip("this onnxruntime is the one with OpenVINO")
+    with pytest.raises(ProviderError, match=r"asks for OpenVINO.* has only .*CPUExecutionProvider: install onnxruntime-openvino"):
+        Session.open(model, Execution(provider=missing))
+
+
+@pytest.mark.skipif(why_no_gpu() is None, reason="there is a GPU: CUDA is taken")
+def test_cuda_without_a_gpu_is_refused_and_never_becomes_the_cpu(model: Path) -> None:
+    with pytest.raises(ProviderError, match=r"asks for CUDAExecutionProvider, but .*(install|choose a profile)"):
+        Session.open(model, Execution(provider="CUDAExecutionProvider"))
+
+
+def test_eight_threads_at_once_get_their_own_rows(model: Path) -> None:
+    session = Session.open(model, CPU)
+
+    def ask(number: int) -> bool:
+        rows = 1 + number % 5
+        answer = session.run({"pixels": pixels(rows, first=number % 200)})
+        return np.array_equal(answer["doubled"], pixels(rows, first=number % 200).astype(np.float32) * 2)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(ask, range(400)))
+
+
+def test_io_binding_answers_as_run_does(model: Path) -> None:
+    session = Session.open(model, CPU)
+    opened = ort.InferenceSession(str(model), session_options(CPU), providers=["CPUExecutionProvider"])
+    bound = BoundRunner(opened, ["doubled", "plus_one"], "cpu", 0, pin_memory=False)
+    for rows, first in ((3, 0), (1, 7), (3, 50), (2, 9), (3, 0)):  # shapes come back: their buffers are used again
+        inputs = {"pixels": pixels(rows, first)}
+        expected, answer = session.run(inputs), bound.run(inputs)
+        assert list(answer) == list(expected)
+        for name, tensor in expected.items():
+            np.testing.assert_array_equal(answer[name], tensor)
+
+
+def test_bound_answers_do_not_change_under_the_next_run(model: Path) -> None:
+    opened = ort.InferenceSession(str(model), session_options(CPU), providers=["CPUExecutionProvider"])
+    bound = BoundRunner(opened, ["doubled"], "cpu", 0, pin_memory=False)
+    first = bound.run({"pixels": pixels(2, first=10)})["doubled"]
+    kept = first.copy()
+    bound.run({"pixels": pixels(2, first=90)})
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_warm_up_runs_at_every_size(model: Path) -> None:
+    Session.open(model, CPU).warm_up([1, 2, 4])
+
+
+def test_nodes_by_provider_counts_the_graph(model: Path) -> None:
+    assert Session.open(model, CPU).nodes_by_provider() == {"CPUExecutionProvider": 3}
+
+
+def test_options_come_from_the_profile() -> None:
+    options = session_options(
+        Execution.model_validate(
+            {
+                "provider": "CPUExecutionProvider",
+                "session": {
+                    "intra_op_num_threads": 3,
+                    "inter_op_num_threads": 2,
+                    "execution_mode": "parallel",
+                    "graph_optimization_level": "basic",
+                    "allow_spinning": True,
+                    "enable_cpu_mem_arena": False,
+                    "enable_mem_pattern": False,
+                },
+            }
+        )
+    )
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 2)
+    assert options.execution_mode == ort.ExecutionMode.ORT_PARALLEL
+    assert options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
+    assert not options.enable_cpu_mem_arena
+    assert not options.enable_mem_pattern
+
+
+def test_auto_threads_are_the_cpus_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert session_options(CPU).intra_op_num_threads == cpus.available_cpus()
+    monkeypatch.setattr(session_module, "available_cpus", lambda: 7)
+    assert session_options(CPU).intra_op_num_threads == 7
