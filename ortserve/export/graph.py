@@ -1,0 +1,37 @@
+"""Questions about an ONNX graph: how large it is, which nodes only prepare the picture."""
+
+from __future__ import annotations
+
+import onnx
+
+# What may stand between the picture and the first learned operator: our own normalisation and layout, or the model's own.
+_PREPARING = {"Cast", "Transpose", "Mul", "Add", "Sub", "Div"}
+
+
+def node_count(graph: onnx.ModelProto) -> int:
+    """Nodes of the main graph."""
+    return len(graph.graph.node)
+
+
+def opset_of(graph: onnx.ModelProto) -> int:
+    """The version of ONNX's own operator set that the graph uses."""
+    return next(int(item.version) for item in graph.opset_import if item.domain in ("", "ai.onnx"))
+
+
+def preparing_nodes(graph: onnx.ModelProto) -> list[str]:
+    """Names of the nodes between the input and the first learned operator: they stay fp32 in every precision."""
+    names = []
+    tensor = graph.graph.input[0].name
+    while True:
+        users = [node for node in graph.graph.node if tensor in node.input]
+        if len(users) != 1 or users[0].op_type not in _PREPARING:
+            return names
+        names.append(users[0].name)
+        tensor = users[0].output[0]
+
+
+def with_node_names(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with a name for every node: the converters block nodes by name, and ONNX does not demand one."""
+    for index, node in enumerate(graph.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
+    return graph

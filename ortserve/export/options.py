@@ -1,0 +1,35 @@
+"""What the user asked for: the command line of `build_model.py`, parsed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ortserve.manifest import Precision
+
+ResizeMode = Literal["crop", "stretch", "pad"]
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """One build. None means: what the source itself says, else the default that `--help` names."""
+
+    source: str
+    name: str | None = None
+    version: str | None = None
+    weights: str | None = None
+    seed: int = 0
+    labels: Path | None = None
+    input_size: tuple[int, int] | None = None  # height, width in pixels
+    mean: Triple | None = None
+    std: Triple | None = None
+    resize_mode: ResizeMode | None = None
+    precisions: tuple[Precision, ...] = ("fp32",)
+    calibration: Path | None = None
+    opset: int | None = None
+    tolerance: float | None = None  # fp32 only: the limit on logits and probabilities
+    min_agreement_fp16: float | None = None  # 0..1
+    min_agreement_int8: float | None = None  # 0..1
+    max_batch: int = 32
