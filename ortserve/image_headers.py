@@ -29,6 +29,7 @@ MAX_JPEG_SCANS = 100
 
 _DAMAGED = "the picture is damaged or cut off: send a whole JPEG, PNG, WebP, BMP or GIF"
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15
+_SEQUENTIAL = frozenset({0xC0, 0xC1, 0xC9})
 _TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD})  # Huffman, arithmetic, quantisation, restart interval
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -112,6 +113,7 @@ def _jpeg(data: bytes) -> Header:
     kept = [b"\xff\xd8"]
     kept_bytes = 0
     size: tuple[int, int] | None = None
+    components, sequential = 0, False
     orientation = 1
     position = 2
     for _ in range(MAX_SEGMENTS):
@@ -131,7 +133,8 @@ def _jpeg(data: bytes) -> Header:
         if marker in _FRAMES:
             if size is not None:
                 raise InvalidImage(_DAMAGED)
-            bits, height, width = unpack_from(">BHH", data, position + 4)
+            bits, height, width, components = unpack_from(">BHHB", data, position + 4)
+            sequential = marker in _SEQUENTIAL
             if bits != 8:
                 raise UnsupportedMediaType(f"expected a JPEG of 8 bits per sample, got {bits}: convert the picture first")
             size = (width, height)
@@ -152,8 +155,10 @@ def _jpeg(data: bytes) -> Header:
         raise InvalidImage(_DAMAGED)
     if kept_bytes > MAX_JPEG_TABLES_BYTES:
         raise InvalidImage(f"expected at most {MAX_JPEG_TABLES_BYTES} bytes of JPEG tables, got {kept_bytes}: save the picture again")
-    # Trailing data and metadata between scans may hold the two bytes by chance: only many of them are worth the exact walk.
-    if data.count(b"\xff\xda", position) > MAX_JPEG_SCANS and _jpeg_scans(data, position) > MAX_JPEG_SCANS:
+    # A picture whose first scan holds all components of a sequential frame ends with it. In others, trailing data and metadata may hold the
+    # two bytes of a scan's marker by chance: only many of them are worth the exact walk.
+    one_scan = sequential and data[position + 4] == components
+    if not one_scan and data.count(b"\xff\xda", position) > MAX_JPEG_SCANS and _jpeg_scans(data, position) > MAX_JPEG_SCANS:
         raise InvalidImage(f"expected a JPEG of at most {MAX_JPEG_SCANS} scans, got more: save the picture again")
     return Header("jpeg", size, orientation, b"".join((*kept, data[position:])))
 

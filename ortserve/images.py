@@ -35,7 +35,9 @@ MEDIA_TYPES: frozenset[str] = frozenset(
 # The crop of a longer picture would show less than a hundredth of it, at the cost of resizing all of it.
 MAX_ASPECT = 100
 
-# The classes and not Image.open: that one guesses, warns by its own limit of pixels, and turns some JPEGs into other types.
+# Ours is checked from the header before Pillow is asked; its own would warn, or refuse what a profile allows.
+Image.MAX_IMAGE_PIXELS = None
+# The classes and not Image.open: that one guesses, warns, and turns some JPEGs into other types.
 _OPEN: dict[ImageFormat, type[ImageFile]] = {
     "jpeg": JpegImageFile,
     "png": PngImageFile,
@@ -98,6 +100,8 @@ def _decoded(header: Header, draft_size: tuple[int, int] | None) -> Image.Image:
         # Orientations 5 to 8 lie on their side.
         picture.draft(None, draft_size[::-1] if header.orientation >= 5 else draft_size)
     picture.load()
+    if header.format == "png" and picture.mode in ("L", "RGB") and "transparency" in picture.info:
+        picture.info["transparency"] = _eight_bits(picture.info["transparency"], depth=header.data[24])
     image = _rgb(picture)
     return image.transpose(_UPRIGHT[header.orientation]) if header.orientation in _UPRIGHT else image
 
@@ -111,6 +115,13 @@ def _rgb(image: Image.Image) -> Image.Image:
         flat.paste(with_alpha, mask=with_alpha)
         return flat
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(key: int | tuple[int, ...], depth: int) -> int | tuple[int, ...]:
+    """A PNG's transparent grey or colour in the 8 bits of the pixels: Pillow spreads or narrows the pixels and leaves the key as it was."""
+    if isinstance(key, tuple):
+        return tuple(value >> depth - 8 for value in key)
+    return (key & (1 << depth) - 1) * 255 // ((1 << depth) - 1)
 
 
 def _rgb16(image: Image.Image) -> Image.Image:
