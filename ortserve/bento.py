@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import os
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -170,7 +171,7 @@ class OrtService(Service[Any]):
     @property
     def openapi_spec(self) -> Any:
         """BentoML's OpenAPI document, completed with what our edge adds: GET paths, raw bodies, query parameters, errors."""
-        return openapi.complete(super().openapi_spec)
+        return openapi.complete(super().openapi_spec, inspect.getdoc(self.inner) or "")
 
 
 class _AppFactory(ServiceAppFactory):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from ortserve.manifest import Manifest, Precision
 from ortserve.profile import Batching, Execution, Profile
 from ortserve.session import Session
 
-logger = logging.getLogger("ortserve.model")
+Payload = bytes | memoryview | RequestError  # what a caller sent as one payload, or why it cannot be one
 
 
 class ModelObserver(Observer):
@@ -98,7 +97,8 @@ class ServedModel:
         self.precision = choose_precision(self.manifest, execution)
         self.task = tasks.load(self.manifest, profile)
         self.session = open_session(folder, self.manifest, execution, self.task.outputs)
-        self.batcher = Batcher(self.session, effective_batching(self.manifest, execution.batching), observer=observer)
+        self.batching = effective_batching(self.manifest, execution.batching)
+        self.batcher = Batcher(self.session, self.batching, observer=observer)
         self._observer = observer
         self._timeout_s = profile.limits.request_timeout_ms / 1000
         wanted = profile.images.decode_threads
@@ -109,13 +109,15 @@ class ServedModel:
         """The package's name."""
         return self.manifest.name
 
-    async def predict(self, payload: bytes | memoryview, parameters: Any) -> Answer:
+    async def predict(self, payload: Payload, parameters: Any) -> Answer:
         """The answer to one payload. Raises RequestError for what is the sender's fault, ServingError for what is not."""
+        if isinstance(payload, RequestError):
+            raise payload
         deadline = time.monotonic() + self._timeout_s
         with self._counting_refusals(), self.batcher.admit(1, deadline=deadline) as ticket:
             return await self._answer(ticket, payload, parameters)
 
-    async def predict_many(self, payloads: Sequence[bytes | memoryview], parameters: Any) -> list[Answer | RequestError | ServingError]:
+    async def predict_many(self, payloads: Sequence[Payload], parameters: Any) -> list[Answer | RequestError | ServingError]:
         """An answer or an error for each payload, in order. Raises QueueFull where not all of them have a place: none is computed then."""
         deadline = time.monotonic() + self._timeout_s
         with ExitStack() as places:
@@ -125,7 +127,9 @@ class ServedModel:
                 *(self._answer_or_error(ticket, payload, parameters) for ticket, payload in zip(tickets, payloads, strict=True))
             )
 
-    async def _answer_or_error(self, ticket: Ticket, payload: bytes | memoryview, parameters: Any) -> Answer | RequestError | ServingError:
+    async def _answer_or_error(self, ticket: Ticket, payload: Payload, parameters: Any) -> Answer | RequestError | ServingError:
+        if isinstance(payload, RequestError):
+            return payload
         try:
             with self._counting_refusals(), ticket:
                 return await self._answer(ticket, payload, parameters)
@@ -158,7 +162,6 @@ class ServedModel:
 
     def facts(self) -> Mapping[str, Any]:
         """What `GET /models/{name}` shows: the manifest, and what this process really runs."""
-        batching = self.batcher.settings
         return {
             "name": self.name,
             "version": self.version,
@@ -166,7 +169,7 @@ class ServedModel:
             "nodes_by_provider": self.session.nodes_by_provider(),
             "precision": self.precision,
             "sha256": self.manifest.variants[self.precision].sha256,
-            "batching": batching.model_dump(mode="json"),
+            "batching": self.batching.model_dump(mode="json"),
             "session": self.execution.session.model_dump(mode="json"),
             "cpus": available_cpus(),
             "pid": os.getpid(),

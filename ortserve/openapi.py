@@ -34,44 +34,47 @@ _GET_PATHS = {
 }
 
 
-def complete(spec: OpenAPISpecification) -> OpenAPISpecification:
-    """The same document with every path the edge answers, each with our error shape."""
+def complete(spec: OpenAPISpecification, description: str) -> OpenAPISpecification:
+    """The same document with every path the edge answers, each with our error shape; `description` is shown at its head."""
     written = spec.asdict()
-    paths: dict[str, Any] = {path: item for path, item in written["paths"].items() if "post" in item}
-    for path, item in paths.items():
-        paths[path] = {"post": _predict(copy.deepcopy(item["post"]))}
-    for path, (description, errors) in _GET_PATHS.items():
-        paths[path] = {"get": _get(path, description, errors)}
-    schemas = {name: schema for name, schema in written["components"]["schemas"].items() if name not in _BENTOML_ERRORS}
+    paths = {path: {"post": _predict(item["post"])} for path, item in written["paths"].items() if "post" in item}
+    for path, (summary, errors) in _GET_PATHS.items():
+        paths[path] = {"get": _get(path, summary, errors)}
+    schemas = {name: schema for name, schema in written["components"]["schemas"].items() if not _superseded(name)}
     error = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas |= error.pop("$defs") | {"ErrorBody": error}
-    return attrs.evolve(spec, paths={path: PathItem(**item) for path, item in paths.items()}, components={"schemas": schemas})
+    return attrs.evolve(
+        spec,
+        info=attrs.evolve(spec.info, description=description, contact=None),
+        paths={path: PathItem(**item) for path, item in paths.items()},
+        components={"schemas": schemas},
+    )
 
 
-_BENTOML_ERRORS = frozenset({"InvalidArgument", "NotFound", "InternalServerError", "TaskStatusResponse"})
+def _superseded(name: str) -> bool:
+    """BentoML's own error schemas, and its inputs, which the request bodies repeat in terms that OpenAPI knows."""
+    return name in ("InvalidArgument", "NotFound", "InternalServerError", "TaskStatusResponse") or name.endswith("__Input")
 
 
 def _predict(operation: dict[str, Any]) -> dict[str, Any]:
-    content = operation["requestBody"]["content"]
-    form = content.get("multipart/form-data", {}).get("schema", {}).get("properties", {})
-    if "image" in form:  # one payload may also be the whole body
+    content = copy.deepcopy(operation["requestBody"]["content"])
+    form = content["multipart/form-data"]
+    form.pop("encoding", None)  # BentoML's own client writes JSON into text fields; plain text is what every other one sends
+    fields = form["schema"]["properties"]
+    for schema in fields.values():
+        if schema.get("default", "") is None:
+            del schema["default"]
+    if "image" in fields:  # one payload may also be the whole body
         content["image/*"] = {"schema": {"type": "string", "format": "binary"}}
-    operation["parameters"] = [
-        {"name": name, "in": "query", "required": False, "schema": schema, "description": "Instead of the form field."}
-        for name, schema in form.items()
-        if name not in operation_files(form)
-    ]
-    operation["responses"] = {200: operation["responses"].get(200, operation["responses"].get("200"))} | _errors(_PREDICT_ERRORS)
-    return operation
-
-
-def operation_files(form: dict[str, Any]) -> set[str]:
-    """The form fields that carry files."""
-    return {name for name, schema in form.items() if "file" in (schema.get("type"), schema.get("items", {}).get("type")) or _binary(schema)}
-
-
-def _binary(schema: dict[str, Any]) -> bool:
-    return "binary" in (schema.get("format"), schema.get("items", {}).get("format"))
+    return operation | {
+        "requestBody": {"required": True, "content": content},
+        "parameters": [
+            {"name": name, "in": "query", "required": False, "schema": schema, "description": "The same as the form field."}
+            for name, schema in fields.items()
+            if "binary" not in (schema.get("format"), schema.get("items", {}).get("format"))
+        ],
+        "responses": {200: operation["responses"][200]} | _errors(_PREDICT_ERRORS),
+    }
 
 
 def _get(path: str, description: str, errors: dict[int, str]) -> dict[str, Any]:

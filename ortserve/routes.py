@@ -10,7 +10,7 @@ from ortserve import body, gpu
 from ortserve.edge import Handler, Receive, Reply, Request, Route, error_body, json_reply
 from ortserve.errors import InvalidParameter, NotFound, RequestError, ServingError, UnsupportedMediaType
 from ortserve.metrics import Metrics, render
-from ortserve.model import Answer, ServedModel
+from ortserve.model import Answer, Payload, ServedModel
 from ortserve.profile import Limits, Profile
 from ortserve.readiness import Readiness
 from ortserve.tasks.endpoint import Endpoint
@@ -47,7 +47,7 @@ def _predict(served: ServedModel, endpoint: Endpoint, limits: Limits, budget: bo
             request.receive, request.headers, limit_bytes=limit_bytes, timeout_s=limits.body_timeout_ms / 1000, budget=budget
         )
         try:
-            payloads: Sequence[bytes | memoryview]
+            payloads: Sequence[Payload]
             fields = _fields(request.query())
             if kind == "multipart/form-data":
                 parts = body.parse_multipart(data, options.get(b"boundary", b""), max_parts=max_payloads + MAX_FIELDS)
@@ -63,7 +63,7 @@ def _predict(served: ServedModel, endpoint: Endpoint, limits: Limits, budget: bo
 
 
 async def respond(
-    served: ServedModel, endpoint: Endpoint, payloads: Sequence[bytes | memoryview], fields: Mapping[str, str]
+    served: ServedModel, endpoint: Endpoint, payloads: Sequence[Payload], fields: Mapping[str, str]
 ) -> tuple[dict[str, Any], Answer | None]:
     """The JSON of an endpoint's answer, and for a single payload where its time went."""
     head = {"model": served.name, "version": served.version}
@@ -96,28 +96,32 @@ def _add(fields: dict[str, str], name: str, value: str) -> None:
     fields[name] = value
 
 
-def _payloads(parts: Sequence[body.Part], endpoint: Endpoint, max_payloads: int, fields: dict[str, str]) -> list[memoryview]:
-    """The payloads among the parts; the others are added to `fields`."""
-    payloads: list[memoryview] = []
+def _payloads(parts: Sequence[body.Part], endpoint: Endpoint, max_payloads: int, fields: dict[str, str]) -> list[Payload]:
+    """The payloads among the parts, or what is wrong with one; the other parts are added to `fields`."""
+    payloads: list[Payload] = []
     for part in parts:
-        if part.name != endpoint.field:
-            _add(fields, part.name, bytes(part.data[:1024]).decode("utf-8", "replace"))
-        elif part.filename is None and part.content_type is None:
-            raise RequestError(
-                f"expected {endpoint.field!r} to carry a file's bytes, got text: upload the file itself (curl -F {endpoint.field}=@FILE); "
-                "addresses and paths are never fetched"
-            )
-        elif part.content_type and not part.content_type.startswith((endpoint.raw_media_type, "application/octet-stream")):
-            raise UnsupportedMediaType(
-                f"expected {endpoint.field!r} as {endpoint.raw_media_type}... or application/octet-stream, got {part.content_type[:64]!r}"
-            )
+        if part.name == endpoint.field:
+            payloads.append(_payload(part, endpoint))
         else:
-            payloads.append(part.data)
+            _add(fields, part.name, bytes(part.data[:1024]).decode("utf-8", "replace"))
     if not payloads:
         raise RequestError(f"expected a file in the form field {endpoint.field!r}, got none: curl -F {endpoint.field}=@FILE")
     if len(payloads) > max_payloads:
         raise RequestError(f"expected at most {max_payloads} in the form field {endpoint.field!r}, got {len(payloads)}: send several requests")
     return payloads
+
+
+def _payload(part: body.Part, endpoint: Endpoint) -> Payload:
+    if part.filename is None and part.content_type is None:
+        return RequestError(
+            f"expected {endpoint.field!r} to carry a file's bytes, got text: upload the file itself (curl -F {endpoint.field}=@FILE); "
+            "addresses and paths are never fetched"
+        )
+    if part.content_type and not part.content_type.startswith((endpoint.raw_media_type, "application/octet-stream")):
+        return UnsupportedMediaType(
+            f"expected {endpoint.field!r} as {endpoint.raw_media_type}... or application/octet-stream, got {part.content_type[:64]!r}"
+        )
+    return part.data
 
 
 def _result(answer: Answer | RequestError | ServingError, endpoint: Endpoint) -> Any:
