@@ -1,0 +1,263 @@
+"""Drift: what imports what, what is locked, and what the bento holds stay as they are said to be."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from functools import cache
+from graphlib import TopologicalSorter
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from bentoml._internal.bento.build_config import BentoBuildConfig, BentoPathSpec
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCKS = ("uv", "serving", "build", "test", "cuda")
+
+TORCH_SIDE = {"onnx", "onnxscript", "onnxsim", "safetensors", "sklearn", "torch", "torchvision"}
+BENTOML = {"bentoml", "_bentoml_impl", "_bentoml_sdk"}
+HTTP = {"starlette", "uvicorn", "python_multipart"} | BENTOML
+
+# The ground floor: imported by everything, imports nothing above it.
+FOUNDATION = {"errors", "manifest", "profile", "cpus", "images", "image_headers"}
+# Runs models and knows no HTTP.
+ENGINE = {"session", "batching", "batch", "fair_queue"}
+# What belongs to HTTP and BentoML: nothing of the foundation, the engine or the build may import it.
+EDGE = {"bento", "body", "edge", "openapi", "routes", "schemas"}
+# Where BentoML may be imported: its service, its edge, its store.
+KNOWS_BENTOML = {"service", "ortserve.bento", "ortserve.edge", "ortserve.openapi", "ortserve.routes", "ortserve.export.store"}
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the project by its dotted name."""
+    files = [*ROOT.glob("ortserve/**/*.py"), ROOT / "service.py", ROOT / "build_model.py"]
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """The modules that `module` names in an import statement, at its top or inside a function; for typing alone included."""
+    tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively: name the module in full"
+            base = str(node.module)
+            inner = {f"{base}.{alias.name}" for alias in node.names} & modules().keys()
+            found |= inner or {base}
+    return frozenset(found)
+
+
+@cache
+def distributions() -> Mapping[str, list[str]]:
+    """Import name to the names of the distributions that hold it."""
+    return packages_distributions()
+
+
+def own(module: str) -> set[str]:
+    """The project's modules that `module` imports."""
+    return {name for name in imports(module) if name in modules()}
+
+
+def foreign(module: str) -> set[str]:
+    """The third-party packages that `module` imports, by their import name."""
+    tops = {name.partition(".")[0] for name in imports(module)}
+    return tops - sys.stdlib_module_names - {"ortserve", "service", "build_model"}
+
+
+def builds(module: str) -> bool:
+    """Whether the module belongs to the torch side."""
+    return module == "build_model" or module.startswith("ortserve.export")
+
+
+def noun(module: str) -> str:
+    """The module's name inside the package: "session" of "ortserve.session", "tasks" of "ortserve.tasks.endpoint"."""
+    return module.split(".")[1] if module.startswith("ortserve.") else module
+
+
+# --- imports ----------------------------------------------------------------------------------------------------------
+
+
+def test_errors_imports_nothing() -> None:
+    assert own("ortserve.errors") | foreign("ortserve.errors") == set()
+
+
+def test_imports_form_no_circle() -> None:
+    # Raises CycleError, which names the circle.
+    list(TopologicalSorter({module: own(module) - {module} for module in modules()}).static_order())
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_imports_go_one_way(module: str) -> None:
+    layer, imported = noun(module), {noun(name) for name in own(module) if name.startswith("ortserve.")}
+    if layer in FOUNDATION:
+        assert imported <= FOUNDATION
+    if layer in ENGINE:
+        assert imported <= FOUNDATION | ENGINE
+    if builds(module):
+        assert imported <= FOUNDATION | {"session", "export"}
+    else:
+        assert "export" not in imported
+    if layer not in EDGE and module != "service":
+        assert not imported & EDGE
+        assert "service" not in imports(module)
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_heavy_packages_stay_where_they_belong(module: str) -> None:
+    if not builds(module):
+        assert not foreign(module) & TORCH_SIDE
+    if module not in KNOWS_BENTOML:
+        assert not foreign(module) & BENTOML
+    if noun(module) in FOUNDATION | ENGINE or (builds(module) and module not in KNOWS_BENTOML):
+        assert not foreign(module) & HTTP
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_what_is_imported_is_asked_for_by_name(module: str) -> None:
+    asked = direct("serving") | (direct("build") if builds(module) else set())
+    for package in foreign(module):
+        providers = {canonicalize_name(name) for name in distributions().get(package, [package])}
+        assert providers & asked, f"{module} imports {package}: add {' or '.join(sorted(providers))} to requirements/*.in and run make lock"
+
+
+def test_every_serving_module_imports_with_the_torch_side_blocked() -> None:
+    blocked = "".join(f"sys.modules[{name!r}] = None\n" for name in sorted(TORCH_SIDE))
+    serving = [module for module in modules() if module.startswith("ortserve") and not builds(module)]
+    code = f"import sys, importlib\n{blocked}for name in {serving!r}: importlib.import_module(name)\n"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+# --- locks ------------------------------------------------------------------------------------------------------------
+
+
+def direct(name: str) -> set[str]:
+    """The canonical names that requirements/NAME.in asks for itself."""
+    lines = (ROOT / f"requirements/{name}.in").read_text(encoding="utf-8").splitlines()
+    stripped = [line.partition("  #")[0].strip() for line in lines]
+    return {canonicalize_name(Requirement(line).name) for line in stripped if line and not line.startswith(("#", "-"))}
+
+
+@cache
+def locked(name: str) -> tuple[Requirement, ...]:
+    """The pins of requirements/NAME.txt."""
+    text = (ROOT / f"requirements/{name}.txt").read_text(encoding="utf-8")
+    return tuple(Requirement(line.removesuffix("\\").strip()) for line in text.splitlines() if re.match(r"^[A-Za-z0-9]", line))
+
+
+def pins(name: str) -> Iterator[tuple[str, str]]:
+    for requirement in locked(name):
+        yield canonicalize_name(requirement.name), str(requirement.specifier)
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_lock_pins_everything_with_hashes_and_names_no_index(name: str) -> None:
+    text = (ROOT / f"requirements/{name}.txt").read_text(encoding="utf-8")
+    assert "://" not in text
+    assert "--index" not in text
+    assert "--find-links" not in text
+    entries = re.split(r"\n(?=[A-Za-z0-9])", text)
+    assert len(entries) == len(locked(name)) > 0
+    for entry in entries:
+        assert re.match(r"^\S+==\S+", entry), entry.splitlines()[0]
+        assert "--hash=sha256:" in entry, entry.splitlines()[0]
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_lock_holds_what_is_asked_for(name: str) -> None:
+    assert direct(name) <= {pin for pin, _ in pins(name)}
+
+
+@pytest.mark.parametrize(("one", "other"), [(a, b) for i, a in enumerate(LOCKS[1:]) for b in LOCKS[i + 2 :]])
+def test_locks_agree_where_they_meet(one: str, other: str) -> None:
+    """One environment holds them all, so what is tested is what is served."""
+    names = {pin for pin, _ in pins(one)} & {pin for pin, _ in pins(other)}
+    assert {pin for pin in pins(one) if pin[0] in names} == {pin for pin in pins(other) if pin[0] in names}
+
+
+def test_serving_holds_nothing_of_the_torch_side() -> None:
+    names = {pin for pin, _ in pins("serving")}
+    assert not names & {"torch", "torchvision", "onnx", "onnxsim", "onnxscript", "scikit-learn", "safetensors", "triton"}
+
+
+@pytest.mark.parametrize("lock", ["serving", "cuda"])
+@pytest.mark.parametrize(
+    ("system", "machine", "expected"),
+    [
+        ("linux", "x86_64", "onnxruntime-gpu"),
+        ("linux", "aarch64", "onnxruntime"),
+        ("darwin", "arm64", "onnxruntime"),
+        ("win32", "AMD64", "onnxruntime"),
+    ],
+)
+def test_exactly_one_onnxruntime_on_every_platform(lock: str, system: str, machine: str, expected: str) -> None:
+    environment = {"sys_platform": system, "platform_machine": machine}
+    chosen = [
+        requirement.name
+        for requirement in locked(lock)
+        if requirement.name.startswith("onnxruntime") and (requirement.marker is None or requirement.marker.evaluate(environment))
+    ]
+    assert chosen == [expected]
+
+
+def test_bentoml_is_pinned_to_the_version_whose_internals_are_used() -> None:
+    asked = (ROOT / "requirements/serving.in").read_text(encoding="utf-8")
+    pinned = next(specifier for name, specifier in pins("serving") if name == "bentoml")
+    assert f"bentoml{pinned}" in asked
+
+
+# --- the bento --------------------------------------------------------------------------------------------------------
+
+
+def build_config() -> BentoBuildConfig:
+    return BentoBuildConfig.from_file(str(ROOT / "bentofile.yaml"))
+
+
+def test_the_bento_holds_every_serving_module_every_profile_and_nothing_else() -> None:
+    config = build_config()
+    spec = BentoPathSpec(config.include, config.exclude, str(ROOT))
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    held = {path for path in listed.stdout.splitlines() if spec.includes(f"./{path}" if "/" not in path else path)}
+    serving = {file.relative_to(ROOT).as_posix() for module, file in modules().items() if not builds(module)}
+    profiles = {file.relative_to(ROOT).as_posix() for file in ROOT.glob("profiles/*.yaml")}
+    assert held == serving | profiles
+
+
+def test_the_bento_installs_a_lock_of_ours_with_its_hashes() -> None:
+    python = build_config().python
+    assert python.requirements_txt == "requirements/cuda.txt"
+    assert python.lock_packages is False  # BentoML's own lock drops hashes and writes the builder's index address
+    assert set(pins("serving")) <= set(pins("cuda"))
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+def test_make_help_lists_every_target_a_person_calls() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = set(re.findall(r"^\.PHONY: (\S+)$", makefile, re.MULTILINE))
+    described = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
+    assert phony == described
+    assert {"help", "serve", "setup", "check", "fix", "test", "lock"} <= phony
+
+
+def test_the_supported_pythons_are_said_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["requires-python"] == ">=3.11,<3.14"
+    assert "(3, 11) <= sys.version_info < (3, 14)" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "--python-version 3.11" in (ROOT / "requirements/lock").read_text(encoding="utf-8")
+    assert project["tool"]["ruff"]["target-version"] == "py311"
+    assert project["tool"]["mypy"]["python_version"] == "3.11"
