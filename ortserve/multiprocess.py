@@ -17,6 +17,7 @@ import fcntl
 import json
 import logging
 import os
+import struct
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -180,7 +181,9 @@ def _fold(kind: str, files: Iterable[Path]) -> dict[str, tuple[float, float]]:
             continue
         try:
             values = list(MmapedDict.read_all_values_from_file(str(path)))  # type: ignore[no-untyped-call]
-        except (RuntimeError, ValueError, OSError) as error:
+            for key, *_ in values:
+                json.loads(key)  # a key that cannot be read would break every later reading
+        except (RuntimeError, ValueError, struct.error, OSError) as error:
             logger.warning("metrics of a dead process are lost: %s is damaged (%s)", path.name, error)
             continue
         for key, value, timestamp, _ in values:
