@@ -62,7 +62,8 @@ def _start_time(pid: int) -> int | None:
         return None
 
 
-def _is_alive(identity: str) -> bool:
+def is_alive(identity: str) -> bool:
+    """True while the process of that `process_id` lives."""
     pid, _, _ = identity.partition("-")
     return pid.isdecimal() and process_id(int(pid)) == identity
 
@@ -137,7 +138,7 @@ def _sweep(folder: Path) -> None:
     dead: dict[str, list[Path]] = defaultdict(list)
     for path in folder.glob("*.db"):
         kind, _, identity = path.stem.rpartition("_")
-        if identity != FOLDED and not _is_alive(identity):
+        if identity != FOLDED and not is_alive(identity):
             dead[kind].append(path)
     if not dead:
         return

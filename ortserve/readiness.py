@@ -1,4 +1,4 @@
-"""Which workers of this service are warm: one file each in the service's run folder, counted by whichever is asked."""
+"""Which workers of this service are warm: one mark each in the service's run folder, counted by whichever worker is asked."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from ortserve import multiprocess
+
 RUN_FOLDER_ENV = "ORTSERVE_RUN_FOLDER"  # set by the parent process for its workers
-_PREFIX = "ortserve-"
+_PREFIX = "ortserve"
 
 
 def create_run_folder() -> Path:
@@ -18,11 +20,11 @@ def create_run_folder() -> Path:
     Folders that killed services left behind are removed first. Two services never share one, whatever BENTOML_HOME they have.
     """
     base = Path(tempfile.gettempdir())
-    for left in base.glob(f"{_PREFIX}*-*"):
-        pid = left.name.removeprefix(_PREFIX).split("-")[0]
-        if pid.isdigit() and not _alive(int(pid)):
+    for left in base.glob(f"{_PREFIX}.*"):
+        owner = left.name.split(".")[1]
+        if not multiprocess.is_alive(owner) and not left.is_symlink() and left.stat().st_uid == os.getuid():
             shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}.{multiprocess.process_id(os.getpid())}."))
     os.environ[RUN_FOLDER_ENV] = str(folder)
     owner = os.getpid()
     atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
@@ -30,7 +32,7 @@ def create_run_folder() -> Path:
 
 
 def run_folder() -> Path:
-    """This service's run folder: the parent's, or a new one where the process has none (one worker, started by hand)."""
+    """This service's run folder: the parent's, or a new one where there was no parent (one worker, started by hand)."""
     inherited = os.environ.get(RUN_FOLDER_ENV)
     return Path(inherited) if inherited and Path(inherited).is_dir() else create_run_folder()
 
@@ -41,7 +43,7 @@ class Readiness:
     def __init__(self, folder: Path, expected: int) -> None:
         self._folder = folder / "ready"
         self._folder.mkdir(exist_ok=True)
-        self._mark = self._folder / str(os.getpid())
+        self._mark = self._folder / (multiprocess.process_id(os.getpid()) or "")
         self._expected = expected
 
     def mark(self) -> None:
@@ -54,14 +56,4 @@ class Readiness:
 
     def count(self) -> tuple[int, int]:
         """(warm and living workers, expected workers)."""
-        return sum(_alive(int(mark.name)) for mark in self._folder.iterdir()), self._expected
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        return sum(multiprocess.is_alive(mark.name) for mark in self._folder.iterdir()), self._expected
