@@ -26,6 +26,7 @@ class Request:
     turn: int  # rows it may start before the requests behind it have their turn
     started: int = 0  # rows handed to batches
     answered: int = 0
+    inference_s: float = 0.0  # in the session, all batches together that had a part of it
     answers: list[tuple[int, Tensors]] = field(default_factory=list)  # first row and outputs of each part
 
     def outputs(self) -> Tensors:
@@ -89,6 +90,7 @@ class Batch:
             if not request.done.done():
                 request.answers.append((part.start, {name: tensor[at : at + part.rows] for name, tensor in self.outputs.items()}))
                 request.answered += part.rows
+                request.inference_s += self.inference_s
                 if request.answered == request.rows:
                     request.done.set_result(None)
             at += part.rows

@@ -68,6 +68,11 @@ class Ticket:
         """Seconds until the deadline; negative once it has passed."""
         return self.deadline - time.monotonic()
 
+    @property
+    def inference_s(self) -> float:
+        """Seconds the session took for the batches with this ticket's rows; 0 before there is an answer."""
+        return 0.0 if self._request is None else self._request.inference_s
+
     async def infer(self, inputs: Tensors) -> Tensors:
         """Outputs `{name: [rows, ...]}` for inputs `{name: [rows, ...]}`, rows in order. Once for a ticket.
 

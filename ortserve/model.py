@@ -146,11 +146,12 @@ class ServedModel:
             raise
         decoded = time.perf_counter()
         outputs = await ticket.infer(inputs)
+        waited = time.perf_counter() - decoded
         value = self.task.postprocess(outputs, parameters)
         if self._observer:
             self._observer.decoded(decoded - started)
             self._observer.answered(time.perf_counter() - started)
-        return Answer(value, decoded - started, 0.0, 0.0)
+        return Answer(value, decoded - started, waited - ticket.inference_s, ticket.inference_s)
 
     def _counting_refusals(self) -> _CountRefusals:
         return _CountRefusals(self._observer)
