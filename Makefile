@@ -22,7 +22,7 @@ help: ## list the targets
 
 .PHONY: serve
 serve: $(VENV)/.serving ## serve the default model on http://localhost:3000 (PORT=, ORTSERVE_PROFILE=, ORTSERVE_MODEL=)
-	@test -e "$(MODEL_STORE)/digits/latest" || $(BIN)/bentoml models import examples/digits.bentomodel
+	@test -e "$(MODEL_STORE)/digits/latest" || $(BIN)/bentoml models import "$(CURDIR)/examples/digits.bentomodel"
 	@exec $(BIN)/bentoml serve --port $(PORT)
 
 # --- work on it -------------------------------------------------------------------------------------------------------
