@@ -56,6 +56,8 @@ clean: ## remove .venv and every cache
 # --- what the targets stand on: a stamp is written after its step ended well, so an interrupted step runs again ---------
 
 $(VENV)/.python:
+	@command -v $(PYTHON) >/dev/null || { \
+	    echo "make: there is no $(PYTHON) here: install Python 3.11 to 3.13, or name one with PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
 	    echo "make: expected Python 3.11 to 3.13, $(PYTHON) is $$($(PYTHON) --version 2>&1): name another with PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
