@@ -252,6 +252,8 @@ def _webp(data: bytes) -> Header:
                 orientation = exif_orientation(exif.removeprefix(b"Exif\0\0"))
                 break
             position += 8 + length + (length & 1)
+        else:
+            raise InvalidImage(f"expected a WebP of at most {MAX_CHUNKS} chunks, got more: save the picture again")
     elif kind == b"VP8L" and data[20] == 0x2F:
         bits = unpack_from("<I", data, 21)[0]
         size = ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)

@@ -75,11 +75,11 @@ class ImageClassification:
         Raises InferenceError where a score is not a number: JSON has no word for it and a caller no use.
         """
         scores = outputs["probabilities"][0]
-        best = top(scores, parameters.top_k)
-        if not np.isfinite(scores[best]).all():
+        if not np.isfinite(scores).all():
             raise InferenceError("the model answered this picture with scores that are no numbers: send another picture")
         # str() of a float32 is the shortest decimal that means the same float32: 0.1, where float() would say 0.10000000149011612.
-        return [{"class_id": int(index), "label": self._labels[index], "score": float(str(scores[index]))} for index in best]
+        best = top(scores, parameters.top_k).tolist()
+        return [{"class_id": index, "label": self._labels[index], "score": float(str(scores[index]))} for index in best]
 
 
 def top(scores: NDArray[Any], k: int) -> NDArray[np.intp]:
