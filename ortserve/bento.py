@@ -149,9 +149,10 @@ class OrtService(Service[Any]):
         logs.configure(self.profile.logging)
         folder = readiness.run_folder()
         multiprocess.enter(folder / "metrics")
-        from ortserve import routes
+        from ortserve import connection, routes
         from ortserve.edge import Edge
 
+        connection.install()
         self.inject_config()
         ready = readiness.Readiness(folder, self.profile.workers)
         inner = _AppFactory(self, ready, is_main=is_main)()

@@ -16,8 +16,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 MAX_PART_HEADER_BYTES = 8 * 1024  # the usual limit of HTTP servers for one line of headers; real parts have about 150
 
 
-class ClientGone(Exception):  # noqa: N818 - not an error of ours: there is nobody left to tell
-    """The caller closed the connection before the body was complete."""
+class ClientGone(Exception):
+    """The caller closed the connection: there is nobody left to tell, so this is no error of ours."""
 
 
 class BufferBudget:
@@ -55,7 +55,7 @@ async def read(receive: Receive, headers: Mapping[bytes, bytes], *, limit_bytes:
     complete in time, QueueFull where the worker holds too many bytes already, ClientGone where the caller left.
     """
     declared = headers.get(b"content-length")
-    if declared is not None and declared.isdigit() and int(declared) > limit_bytes:
+    if declared is not None and declared.isdigit() and (len(declared) > 18 or int(declared) > limit_bytes):  # int() has a limit of its own
         raise _too_large(limit_bytes)
     chunks: list[bytes] = []
     received = 0
@@ -126,7 +126,10 @@ def parse_multipart(body: bytes, boundary: bytes, *, max_parts: int) -> list[Par
 
 def _part(header_block: bytes, data: memoryview) -> Part:
     headers = {
-        name.strip().lower(): value.strip() for line in header_block.split(b"\r\n") for name, colon, value in [line.partition(b":")] if colon
+        name.strip().lower(): value.strip()
+        for line in header_block.split(b"\r\n")
+        for name, colon, value in [line.partition(b":")]
+        if colon
     }
     disposition, options = parse_options_header(headers.get(b"content-disposition", b""))
     if disposition != b"form-data" or b"name" not in options:
@@ -142,4 +145,6 @@ def _part(header_block: bytes, data: memoryview) -> Part:
 
 
 def _malformed(what: str) -> RequestError:
-    return RequestError(f"expected a multipart/form-data body, but {what}: let your HTTP client build it, for instance curl -F image=@picture.jpg")
+    return RequestError(
+        f"expected a multipart/form-data body, but {what}: let your HTTP client build it, for instance curl -F image=@picture.jpg"
+    )

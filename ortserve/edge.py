@@ -1,22 +1,22 @@
 """The HTTP edge: a lean ASGI application in front of BentoML's own, one table of routes, one shape of error.
 
 The way of a request: `Edge.__call__` -> a handler of `routes.py` -> `ServedModel` -> the reply. Paths that are BentoML's own
-(the Swagger page, its files, the schema, user-defined APIs and mounted apps) are passed on; their errors are put into our shape.
+(the files of the Swagger page, the schema, user-defined APIs and mounted apps) are passed on; their errors are put into our shape.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
 from ortserve import errors, logs
 from ortserve.body import ClientGone
-from ortserve.metrics import Metrics
+from ortserve.metrics import UNMATCHED, Metrics
+from ortserve.replies import Reply, error_body, error_reply, json_reply, log_failure
 from ortserve.tracing import Tracer
 
 Scope = MutableMapping[str, Any]
@@ -27,27 +27,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 logger = logging.getLogger("ortserve.edge")
 
-# The one table from errors to statuses. A class that is not listed takes the status of its nearest base.
-STATUS: dict[type[errors.OrtServeError], int] = {
-    errors.OrtServeError: 500,
-    errors.RequestError: 400,
-    errors.InvalidImage: 400,
-    errors.ShapeMismatch: 400,
-    errors.NotFound: 404,
-    errors.MethodNotAllowed: 405,
-    errors.RequestTimeout: 408,
-    errors.PayloadTooLarge: 413,
-    errors.ImageTooLarge: 413,
-    errors.UnsupportedMediaType: 415,
-    errors.InvalidParameter: 422,
-    errors.QueueFull: 429,
-    errors.InferenceError: 500,
-    errors.ServingError: 503,
-    errors.ShuttingDown: 503,
-    errors.DeadlineExceeded: 504,
-}
 CLIENT_GONE = 499  # nginx's number for "client closed request"; only ever seen in logs and metrics
-UNMATCHED = "unmatched"  # the endpoint label of every path that is no route, so that callers cannot grow the metrics
+# The rest of a refused body up to this size is taken and dropped, so that the connection lives on; a larger one is not waited for.
+DRAINED_BYTES = 64 * 1024
 
 
 @dataclass(slots=True)
@@ -70,16 +52,6 @@ class Request:
             raise errors.InvalidParameter("expected at most 64 query parameters, got more: send only those the endpoint takes") from None
 
 
-@dataclass(slots=True)
-class Reply:
-    """A whole response."""
-
-    status: int
-    body: bytes
-    content_type: bytes = b"application/json"
-    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
-
-
 Handler = Callable[[Request], Awaitable[Reply]]
 
 
@@ -90,34 +62,6 @@ class Route:
     method: str
     template: str
     handler: Handler
-
-
-def json_reply(value: Any, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()) -> Reply:
-    """`value` as a JSON response."""
-    body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-    return Reply(status, body, headers=list(headers))
-
-
-def error_body(code: str, message: str) -> dict[str, Any]:
-    """The one shape of every error: `{"error": {"code", "message", "request_id"}}`."""
-    return {"error": {"code": code, "message": message, "request_id": logs.request_id.get()}}
-
-
-def status_of(error: errors.OrtServeError) -> int:
-    """The HTTP status of an error of ours."""
-    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
-
-
-def error_reply(error: errors.OrtServeError) -> Reply:
-    """The response for an error of ours. Only errors made for callers show their message."""
-    headers = []
-    if isinstance(error, errors.QueueFull):
-        headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
-    if isinstance(error, errors.MethodNotAllowed):
-        headers.append((b"allow", error.allowed.encode()))
-    if not isinstance(error, errors.RequestError | errors.ServingError):
-        return json_reply(error_body("internal", "the service failed on this request; its log has the reason under this request_id"), 500)
-    return json_reply(error_body(error.code, str(error)), status_of(error), headers)
 
 
 class Edge:
@@ -159,16 +103,17 @@ class Edge:
             request_id = logs.new_request_id()
         token = logs.request_id.set(request_id)
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
-        template, route, request = self._match(method, scope["path"], headers, receive, scope["query_string"])
-        answer = _Answer(send, request_id, head=scope["method"] == "HEAD")
+        incoming = _Incoming(receive, headers)
+        template, route, request = self._match(method, scope["path"], headers, incoming.receive, scope["query_string"])
+        answer = _Answer(send, request_id, incoming, head=scope["method"] == "HEAD")
         self._metrics.request_started(template)
         try:
             if self._tracer is None:
-                await self._respond(template, route, request, scope, receive, answer)
+                await self._respond(template, route, request, scope, answer)
             else:
                 with self._tracer.server_span(scope, route=template) as span:
                     request.span = span
-                    await self._respond(template, route, request, scope, receive, answer)
+                    await self._respond(template, route, request, scope, answer)
                     span.set_status(answer.status)
         finally:
             seconds = time.perf_counter() - started
@@ -199,27 +144,24 @@ class Edge:
             return mount, None, request
         return UNMATCHED, Route(method, UNMATCHED, _refuse(errors.NotFound(f"no such path: {_GUIDE}"))), request
 
-    async def _respond(
-        self, template: str, route: Route | None, request: Request, scope: Scope, receive: Receive, answer: _Answer
-    ) -> None:
+    async def _respond(self, template: str, route: Route | None, request: Request, scope: Scope, answer: _Answer) -> None:
         try:
             if route is None:
-                await self._inner(scope, receive, answer.pass_on)
+                await self._inner(scope, request.receive, answer.pass_on)
                 return
             reply = await route.handler(request)
         except ClientGone:
             answer.status = CLIENT_GONE
             logger.info("%s: the caller left before the answer", template)
             return
-        except errors.OrtServeError as error:
-            reply = error_reply(error)
-            level = logging.ERROR if reply.status in (500, 503) else logging.INFO
-            logger.log(level, "%s: %d %s: %s", template, reply.status, error.code, error, exc_info=reply.status == 500)
-        except Exception:
+        except Exception as error:
+            log_failure(template, error)
+            if answer.complete:  # Starlette raises again what it has answered
+                return
             if answer.begun:
-                raise
-            logger.exception("%s: unexpected failure", template)
-            reply = error_reply(errors.OrtServeError())
+                answer.status = 500
+                raise  # the server breaks the connection: nothing else tells the caller that the rest is missing
+            reply = error_reply(error)
         await answer.send(reply)
 
 
@@ -233,16 +175,34 @@ def _refuse(error: errors.RequestError) -> Handler:
     return handler
 
 
+class _Incoming:
+    """Receives one request and knows whether more of it than `DRAINED_BYTES` may still come."""
+
+    def __init__(self, receive: Receive, headers: Mapping[bytes, bytes]) -> None:
+        self._receive = receive
+        declared = headers.get(b"content-length", b"0")
+        self.pending = b"transfer-encoding" in headers or not declared.isdigit() or len(declared) > 9 or int(declared) > DRAINED_BYTES
+
+    async def receive(self) -> Message:
+        """The next message."""
+        message = await self._receive()
+        if not message.get("more_body", False):
+            self.pending = False
+        return message
+
+
 class _Answer:
     """Sends one response and remembers what became of it."""
 
-    def __init__(self, send: Send, request_id: str, *, head: bool) -> None:
+    def __init__(self, send: Send, request_id: str, incoming: _Incoming, *, head: bool) -> None:
         self._send = send
         self._id_header = (b"x-request-id", request_id.encode("latin-1"))
+        self._incoming = incoming
         self._head = head
         self._replaced: int | None = None
         self.status = 500
         self.begun = False
+        self.complete = False
         self.sent_bytes = 0
 
     async def send(self, reply: Reply) -> None:
@@ -255,10 +215,13 @@ class _Answer:
             self._id_header,
             *reply.headers,
         ]
+        if self._incoming.pending or reply.status == 408:
+            headers.append((b"connection", b"close"))  # or the server would take the rest of the body, however long, and drop it
         await self._send({"type": "http.response.start", "status": reply.status, "headers": headers})
         body = b"" if self._head else reply.body
         self.sent_bytes = len(body)
         await self._send({"type": "http.response.body", "body": body})
+        self.complete = True
 
     async def pass_on(self, message: Message) -> None:
         """Send a message of BentoML's application; an error response is replaced by one in our shape."""
@@ -276,6 +239,7 @@ class _Answer:
         else:
             self.sent_bytes += len(message.get("body", b""))
         await self._send(message)
+        self.complete = message["type"] == "http.response.body" and not message.get("more_body", False)
 
 
 def _foreign_error(status: int) -> Reply:

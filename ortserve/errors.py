@@ -137,6 +137,12 @@ class MethodNotAllowed(RequestError):
         self.allowed = allowed
 
 
+class HeadersTooLarge(RequestError):
+    """The request line and headers are longer than the service takes."""
+
+    code = "headers_too_large"
+
+
 class ShapeMismatch(RequestError):
     """A tensor is not of the shape or dtype the model takes."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import attrs
 from bentoml._internal.service.openapi.specification import OpenAPISpecification, PathItem
@@ -37,7 +37,7 @@ _GET_PATHS = {
 def complete(spec: OpenAPISpecification, description: str) -> OpenAPISpecification:
     """The same document with every path the edge answers, each with our error shape; `description` is shown at its head."""
     written = spec.asdict()
-    paths = {path: {"post": _predict(item["post"])} for path, item in written["paths"].items() if "post" in item}
+    paths: dict[str, Any] = {path: {"post": _predict(item["post"])} for path, item in written["paths"].items() if "post" in item}
     for path, (summary, errors) in _GET_PATHS.items():
         paths[path] = {"get": _get(path, summary, errors)}
     schemas = {name: schema for name, schema in written["components"]["schemas"].items() if not _superseded(name)}
@@ -47,7 +47,7 @@ def complete(spec: OpenAPISpecification, description: str) -> OpenAPISpecificati
         spec,
         info=attrs.evolve(spec.info, description=description, contact=None),
         paths={path: PathItem(**item) for path, item in paths.items()},
-        components={"schemas": schemas},
+        components=cast(Any, {"schemas": schemas}),  # what asdict() wrote goes back as it is
     )
 
 

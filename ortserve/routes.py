@@ -7,12 +7,14 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ortserve import body, gpu
-from ortserve.edge import Handler, Receive, Reply, Request, Route, error_body, json_reply
+from ortserve.edge import Handler, Receive, Request, Route
 from ortserve.errors import InvalidParameter, NotFound, RequestError, ServingError, UnsupportedMediaType
 from ortserve.metrics import Metrics, render
 from ortserve.model import Answer, Payload, ServedModel
+from ortserve.page import page
 from ortserve.profile import Limits, Profile
 from ortserve.readiness import Readiness
+from ortserve.replies import Reply, error_body, json_reply, log_failure
 from ortserve.tasks.endpoint import Endpoint
 
 T = TypeVar("T")
@@ -27,6 +29,7 @@ def build(served: ServedModel, profile: Profile, readiness: Readiness, metrics: 
     models = {served.name: served}
     return [
         *(Route("POST", endpoint.path, _predict(served, endpoint, profile.limits, budget)) for endpoint in served.task.endpoints),
+        Route("GET", "/", page(served.name)),
         Route("GET", "/models", _list_models(models, profile)),
         Route("GET", "/models/{name}", _show_model(models, profile)),
         Route("GET", "/livez", _alive),
@@ -80,7 +83,9 @@ def _accept(kind: str, endpoint: Endpoint) -> None:
     if kind == "multipart/form-data" or (kind.startswith(endpoint.raw_media_type) and not endpoint.many):
         return
     raw = "" if endpoint.many else f", or the bytes as the body with Content-Type: {endpoint.raw_media_type}..."
-    raise UnsupportedMediaType(f"expected multipart/form-data with the field {endpoint.field!r}{raw}, got {kind[:64] or 'no Content-Type'!r}")
+    raise UnsupportedMediaType(
+        f"expected multipart/form-data with the field {endpoint.field!r}{raw}, got {kind[:64] or 'no Content-Type'!r}"
+    )
 
 
 def _fields(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -107,7 +112,9 @@ def _payloads(parts: Sequence[body.Part], endpoint: Endpoint, max_payloads: int,
     if not payloads:
         raise RequestError(f"expected a file in the form field {endpoint.field!r}, got none: curl -F {endpoint.field}=@FILE")
     if len(payloads) > max_payloads:
-        raise RequestError(f"expected at most {max_payloads} in the form field {endpoint.field!r}, got {len(payloads)}: send several requests")
+        raise RequestError(
+            f"expected at most {max_payloads} in the form field {endpoint.field!r}, got {len(payloads)}: send several requests"
+        )
     return payloads
 
 
@@ -125,7 +132,10 @@ def _payload(part: body.Part, endpoint: Endpoint) -> Payload:
 
 
 def _result(answer: Answer | RequestError | ServingError, endpoint: Endpoint) -> Any:
-    return {endpoint.answer: answer.value} if isinstance(answer, Answer) else error_body(answer.code, str(answer))
+    if isinstance(answer, Answer):
+        return {endpoint.answer: answer.value}
+    log_failure(endpoint.path, answer)
+    return error_body(answer.code, str(answer))
 
 
 def _server_timing(answer: Answer) -> tuple[bytes, bytes]:

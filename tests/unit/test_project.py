@@ -30,7 +30,7 @@ FOUNDATION = {"errors", "manifest", "profile", "cpus", "images", "image_headers"
 # Runs models and knows no HTTP.
 ENGINE = {"session", "batching", "batch", "fair_queue"}
 # What belongs to HTTP and BentoML: nothing of the foundation, the engine or the build may import it.
-EDGE = {"bento", "body", "edge", "openapi", "routes", "schemas"}
+EDGE = {"bento", "body", "connection", "edge", "openapi", "page", "replies", "routes", "schemas"}
 # Where BentoML may be imported: its service, its edge, its store.
 KNOWS_BENTOML = {"service", "ortserve.bento", "ortserve.edge", "ortserve.openapi", "ortserve.routes", "ortserve.export.store"}
 

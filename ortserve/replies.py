@@ -1,0 +1,81 @@
+"""What goes back: a whole response, the one table from errors to statuses, and the one shape of every error."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ortserve import errors, logs
+
+logger = logging.getLogger("ortserve.edge")
+
+# The one table from errors to statuses. A class that is not listed takes the status of its nearest base.
+STATUS: dict[type[errors.OrtServeError], int] = {
+    errors.OrtServeError: 500,
+    errors.RequestError: 400,
+    errors.InvalidImage: 400,
+    errors.ShapeMismatch: 400,
+    errors.NotFound: 404,
+    errors.MethodNotAllowed: 405,
+    errors.RequestTimeout: 408,
+    errors.PayloadTooLarge: 413,
+    errors.ImageTooLarge: 413,
+    errors.UnsupportedMediaType: 415,
+    errors.InvalidParameter: 422,
+    errors.QueueFull: 429,
+    errors.HeadersTooLarge: 431,
+    errors.InferenceError: 500,
+    errors.ServingError: 503,
+    errors.ShuttingDown: 503,
+    errors.DeadlineExceeded: 504,
+}
+
+
+@dataclass(slots=True)
+class Reply:
+    """A whole response."""
+
+    status: int
+    body: bytes
+    content_type: bytes = b"application/json"
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+
+def json_reply(value: Any, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()) -> Reply:
+    """`value` as a JSON response."""
+    body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return Reply(status, body, headers=list(headers))
+
+
+def error_body(code: str, message: str) -> dict[str, Any]:
+    """The one shape of every error: `{"error": {"code", "message", "request_id"}}`."""
+    return {"error": {"code": code, "message": message, "request_id": logs.request_id.get()}}
+
+
+def status_of(error: Exception) -> int:
+    """The HTTP status of an error; 500 for one that is not ours."""
+    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
+
+
+def error_reply(error: Exception) -> Reply:
+    """The response for an error. Only errors made for callers show their message."""
+    headers = []
+    if isinstance(error, errors.QueueFull):
+        headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
+    if isinstance(error, errors.MethodNotAllowed):
+        headers.append((b"allow", error.allowed.encode()))
+    if not isinstance(error, errors.RequestError | errors.ServingError):
+        return json_reply(error_body("internal", "the service failed on this request; its log has the reason under this request_id"), 500)
+    return json_reply(error_body(error.code, str(error)), status_of(error), headers)
+
+
+def log_failure(where: str, error: Exception) -> None:
+    """Write why a request, or one payload of it, was not answered; with what a library said of it, which no answer shows."""
+    status = status_of(error)
+    code = error.code if isinstance(error, errors.OrtServeError) else errors.OrtServeError.code
+    reason = "" if error.__cause__ is None else f" ({type(error.__cause__).__name__}: {error.__cause__})"
+    level = logging.ERROR if status in (500, 503) else logging.INFO
+    logger.log(level, "%s: %d %s: %s%s", where, status, code, error, reason, exc_info=error if status == 500 else None)
