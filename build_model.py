@@ -41,20 +41,25 @@ def main(
     name: Annotated[str | None, typer.Option(help="Name in the store.  [default: from SOURCE]")] = None,
     version: Annotated[str | None, typer.Option(help="Version in the store.  [default: a new one by BentoML's scheme]")] = None,
     weights: Annotated[
-        str | None, typer.Option(help="DEFAULT (torchvision's), random, or a .pth .pt .th .safetensors file.  [default: DEFAULT for torchvision]")
+        str | None,
+        typer.Option(help="DEFAULT (torchvision's), random, or a .pth .pt .th .safetensors file.  [default: DEFAULT for torchvision]"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="For --weights random, and for training digits.")] = 0,
-    labels: Annotated[Path | None, typer.Option(help="Text file, one label per line.  [default: torchvision's, else class_0, class_1, ...]")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Text file, one label per line.  [default: torchvision's, else class_0, class_1, ...]")
+    ] = None,
     input_size: Annotated[str | None, typer.Option(help="Pixels: SIDE or HEIGHTxWIDTH.  [default: the model's, else 224]")] = None,
     mean: Annotated[Triple | None, typer.Option(help="RGB, of values 0 to 1.  [default: the model's, else ImageNet's]")] = None,
     std: Annotated[Triple | None, typer.Option(help="As --mean.")] = None,
-    resize_mode: Annotated[
-        ResizeMode | None, typer.Option(help="crop the centre, stretch, or pad to fit.  [default: crop]")
-    ] = None,
+    resize_mode: Annotated[ResizeMode | None, typer.Option(help="crop the centre, stretch, or pad to fit.  [default: crop]")] = None,
     precision: Annotated[str, typer.Option(help="Some of fp32,fp16,int8: variants of one package.")] = "fp32",
-    calibration: Annotated[Path | None, typer.Option(help="Folder of pictures for fp16 and int8: 200 or more, of 5 classes or more.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Folder of pictures for fp16 and int8: 200 or more, of 5 classes or more.")
+    ] = None,
     opset: Annotated[int | None, typer.Option(min=13, max=23, help="ONNX operator set.  [default: 18, or the ONNX file's own]")] = None,
-    tolerance: Annotated[float | None, typer.Option(help="fp32: largest difference of logits (of their range) and probabilities.  [default: 1e-4]")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="fp32: largest difference of logits (of their range) and probabilities.  [default: 1e-4]")
+    ] = None,
     min_agreement_fp16: Annotated[float | None, typer.Option(help="Top-1 agreement wanted.  [default: 0.995]")] = None,
     min_agreement_int8: Annotated[float | None, typer.Option(help="Top-1 agreement wanted.  [default: 0.98]")] = None,
     max_batch: Annotated[int, typer.Option(min=1, max=1024, help="The largest batch that is verified and may be served.")] = 32,

@@ -13,7 +13,7 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 
 from ortserve.errors import ExportError
 from ortserve.export.chatter import quiet
-from ortserve.export.graph import preparing_nodes, with_node_names
+from ortserve.export.graph import preparing_nodes, rename_uses, with_node_names
 from ortserve.export.loaded import Pixels
 
 # Sums over many values, exponentials and variances: fp16's 11 bits of precision and its maximum of 65504 are too little for them.
@@ -85,7 +85,7 @@ def without_round_trips(graph: onnx.ModelProto) -> onnx.ModelProto:
             maker = producer[new]
             maker.output[list(maker.output).index(new)] = old
             old, new = new, old
-        _rename_uses(graph, old, new)
+        rename_uses(graph, old, new)
     _drop_unused(graph)
     return _without_twins(graph)
 
@@ -98,13 +98,6 @@ def _casts_to(node: onnx.NodeProto, dtype: int) -> bool:
     return node.op_type == "Cast" and node.attribute[0].i == dtype
 
 
-def _rename_uses(graph: onnx.ModelProto, old: str, new: str) -> None:
-    for node in graph.graph.node:
-        for index, name in enumerate(node.input):
-            if name == old:
-                node.input[index] = new
-
-
 def _without_twins(graph: onnx.ModelProto) -> onnx.ModelProto:
     """Casts of one tensor to one type, merged into the first of them."""
     outputs = {value.name for value in graph.graph.output}
@@ -114,7 +107,7 @@ def _without_twins(graph: onnx.ModelProto) -> onnx.ModelProto:
             continue
         key = (node.input[0], node.attribute[0].i)
         if key in first and node.output[0] not in outputs:
-            _rename_uses(graph, node.output[0], first[key])
+            rename_uses(graph, node.output[0], first[key])
         else:
             first.setdefault(key, node.output[0])
     _drop_unused(graph)

@@ -20,7 +20,7 @@ def opset_of(graph: onnx.ModelProto) -> int:
 
 def preparing_nodes(graph: onnx.ModelProto) -> list[str]:
     """Names of the nodes between the input and the first learned operator: they stay fp32 in every precision."""
-    names = []
+    names: list[str] = []
     tensor = graph.graph.input[0].name
     while True:
         users = [node for node in graph.graph.node if tensor in node.input]
@@ -35,3 +35,11 @@ def with_node_names(graph: onnx.ModelProto) -> onnx.ModelProto:
     for index, node in enumerate(graph.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
     return graph
+
+
+def rename_uses(graph: onnx.ModelProto, old: str, new: str) -> None:
+    """Let every node that reads the tensor `old` read `new`."""
+    for node in graph.graph.node:
+        for index, name in enumerate(node.input):
+            if name == old:
+                node.input[index] = new

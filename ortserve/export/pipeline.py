@@ -44,9 +44,7 @@ def build(options: Options, screen: Screen) -> str:
             path = staged.folder / f"{precision}.onnx"
             _convert(graph, precision, path, expected, pictures, screen)
             with screen.stage(f"verify {precision}") as stage:
-                parity = verify(
-                    path, expected, limits[precision], needs_agreement=precision != "fp32", advance=stage.advance
-                )
+                parity = verify(path, expected, limits[precision], needs_agreement=precision != "fp32", advance=stage.advance)
                 stage.result = f"{len(parity.checks)} checks, {'passed' if parity.passed else 'FAILED'}"
             stored = onnx.load(path)
             variants[precision] = Variant(
@@ -89,8 +87,8 @@ def _reference(options: Options, loaded: Loaded, pictures: Pictures | None, scre
     if (low := _low(options)) and not measurable(expected):
         classes = len(set(expected.top1.tolist()))
         raise CalibrationError(
-            f"{low} needs pictures of at least {MIN_CLASSES} predicted classes to measure its top-1 agreement, the model gives {classes} on "
-            f"these {len(expected.top1)}: give trained --weights and a --calibration DIR of varied pictures, or build --precision fp32 alone"
+            f"{low} needs pictures of at least {MIN_CLASSES} predicted classes to measure its top-1 agreement, the model gives {classes} "
+            f"on these {len(expected.top1)}: give trained --weights and a --calibration DIR of varied pictures, or build fp32 alone"
         )
     return expected
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from torch import nn
 
 from ortserve.errors import SourceError
-from ortserve.export.loaded import Loaded, Pictures
+from ortserve.export.loaded import Loaded
 from ortserve.export.options import Options
 from ortserve.export.to_onnx import export
 from ortserve.export.wrapper import TorchReference, ready
@@ -23,14 +25,35 @@ def load(options: Options, advance: Callable[[int, int], None]) -> Loaded:
 
     Raises SourceError where it cannot be found or used; the message says what to give instead.
     """
+    # Imported where they are needed: torchvision and scikit-learn take seconds, and only one of them is used.
     source = options.source
     if source == "digits":
         return _digits(options, advance)
-    raise SourceError(source)
+    if source.lower().endswith(".onnx"):
+        from ortserve.export import onnx_file
+
+        return onnx_file.load(options)
+    if ":" in source or source.lower().endswith(".py"):
+        from ortserve.export import python_file
+
+        return python_file.load(options)
+    from ortserve.export import torchvision_zoo
+
+    return torchvision_zoo.load(options)
+
+
+def model_name(text: str) -> str:
+    """A name BentoML takes, nearest to `text`: lower case letters, digits, dots, dashes and underscores."""
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("._-") or "model"
 
 
 def from_module(
-    model: nn.Module, name: str, labels: tuple[str, ...] | None, preprocessing: Preprocessing, source: Source, packages: tuple[str, ...] = ()
+    model: nn.Module,
+    name: str,
+    labels: tuple[str, ...] | None,
+    preprocessing: Preprocessing,
+    source: Source,
+    packages: tuple[str, ...] = (),
 ) -> Loaded:
     """A PyTorch model, checked: it runs on the input size, and there are as many labels as classes."""
     classes = ready(model, preprocessing)
@@ -70,10 +93,14 @@ def read_labels(path: Path | None) -> tuple[str, ...] | None:
 
 
 def _digits(options: Options, advance: Callable[[int, int], None]) -> Loaded:
-    from dataclasses import replace
-
     from ortserve.export import digits
 
+    given = {
+        "--weights": options.weights, "--labels": options.labels, "--input-size": options.input_size, "--mean": options.mean,
+        "--std": options.std, "--resize-mode": options.resize_mode,
+    }  # fmt: skip
+    if wrong := [name for name, value in given.items() if value is not None]:
+        raise SourceError(f"digits trains its own model and takes no {', '.join(wrong)}: leave it out, or package your own FILE.py:FACTORY")
     model, pictures = digits.train(advance, seed=options.seed)
     facts = Source(kind="digits", reference="digits", weights=f"trained (seed {options.seed})")
     loaded = from_module(model, "digits", digits.LABELS, digits.PREPROCESSING, facts, ("scikit-learn",))

@@ -76,7 +76,9 @@ def publish(staged: Staged, manifest: Manifest) -> str:
             else:  # a new name arrives with its version and its `latest` at once
                 staged.folder.parent.rename(target)
         except OSError as error:
-            raise BuildError(f"cannot move {tag} into the store ({error.strerror}): its models folder must not be a mount of its own") from error
+            raise BuildError(
+                f"cannot move {tag} into the store ({error.strerror}): its models folder must not be a mount of its own"
+            ) from error
         _flush(target)
         _flush(staged.models)
     return tag
@@ -87,9 +89,11 @@ def _tag(name: str, version: str | None) -> tuple[str, str]:
     from bentoml.exceptions import BentoMLException
 
     try:
-        tag = Tag(name, version) if version is not None else Tag(name).make_new_version()
+        tag = Tag(name, version) if version is not None else Tag(name, None).make_new_version()
     except (BentoMLException, ValueError) as error:
-        raise SourceError(f"BentoML takes no model called {name}{f':{version}' if version else ''} ({error}): choose another --name") from None
+        raise SourceError(
+            f"BentoML takes no model called {name}{f':{version}' if version else ''} ({error}): choose another --name"
+        ) from None
     if tag.version is None or tag.version == "latest":
         raise SourceError("expected --version to name a version, got 'latest': BentoML gives that name itself")
     return tag.name, tag.version
@@ -113,7 +117,7 @@ def _write_bentoml_facts(staged: Staged, manifest: Manifest) -> None:
         api_version="v1",
         labels={"task": manifest.task},
         options=ModelOptions(),
-        metadata={"precisions": sorted(manifest.variants), "source": manifest.source.reference},
+        metadata={"precisions": ",".join(manifest.variants), "source": manifest.source.reference},
         context=ModelContext(framework_name="", framework_versions={}),
         signatures={},
     )

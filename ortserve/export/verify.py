@@ -120,9 +120,7 @@ def _check(session: Session, case: Case, batch: int, limits: Limits) -> BatchChe
         inputs=case.inputs,
         batch=batch,
         logits=_difference(have.logits, want.logits, scale, limits.logits if near else limits.logits_far),
-        probabilities=_difference(
-            have.probabilities, want.probabilities, 1.0, limits.probabilities if near else limits.probabilities_far
-        ),
+        probabilities=_difference(have.probabilities, want.probabilities, 1.0, limits.probabilities if near else limits.probabilities_far),
         finite=finite,
     )
 

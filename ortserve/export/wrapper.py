@@ -68,7 +68,7 @@ def ready(model: nn.Module, preprocessing: Preprocessing) -> int:
     except Exception as error:  # the user's code may raise anything
         reason = next(iter(str(error).splitlines()), "")
         raise SourceError(
-            f"the model does not run on float32[2,3,{size[0]},{size[1]}] ({type(error).__name__}: {reason}): set --input-size to what it takes"
+            f"the model does not run on float32[2,3,{size[0]},{size[1]}] ({type(error).__name__}: {reason}): set --input-size"
         ) from error
     if not isinstance(answer, torch.Tensor) or answer.ndim != 2 or answer.shape[0] != 2 or answer.shape[1] < 2:
         shown = f"{list(answer.shape)}" if isinstance(answer, torch.Tensor) else type(answer).__name__
