@@ -372,8 +372,8 @@ def test_a_ticket_left_while_another_task_still_infers_gives_everything_back() -
             infers = asyncio.create_task(ticket.infer(rows(*range(8))))
             await turns()
         assert batcher.rows_waiting == 0
-        with pytest.raises(asyncio.CancelledError):
-            await infers
+        await turns()
+        assert infers.cancelled()
         session.release()
         await batcher.close()
         assert len(session.batches) == 1
@@ -381,7 +381,7 @@ def test_a_ticket_left_while_another_task_still_infers_gives_everything_back() -
     run(test)
 
 
-def test_one_poisoned_request_fails_alone_and_its_caller_reads_nothing_of_the_library(caplog: pytest.LogCaptureFixture) -> None:
+def test_one_poisoned_request_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         session, notes = Held(held=False), Notes()
         batcher = Batcher(session, settings(max_batch_size=4, max_in_flight=2), observer=notes)
@@ -390,6 +390,17 @@ def test_one_poisoned_request_fails_alone_and_its_caller_reads_nothing_of_the_li
         assert isinstance(results.pop(2), InferenceError)
         assert results == [[10.0 * value] for value in (1, 2, 4, 5, 6, 7, 8)]
         assert notes.finished[-1][1] == batcher.in_flight == 0
+        assert [(size, parts) for size, _, parts in notes.started] == [(4, 4), (4, 4), *[(1, 0)] * 4]  # queue time counts once
+        await batcher.close()
+
+    with caplog.at_level(logging.ERROR, logger="ortserve.batching"):
+        run(test)
+    assert "a batch of 4 rows failed" in caplog.text
+
+
+def test_the_log_has_the_exception_and_the_caller_reads_nothing_of_it(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        batcher = Batcher(Held(held=False), settings())
         with pytest.raises(InferenceError) as failed:
             await ask(batcher, rows(POISON))
         assert "secret" not in str(failed.value)
@@ -397,7 +408,7 @@ def test_one_poisoned_request_fails_alone_and_its_caller_reads_nothing_of_the_li
 
     with caplog.at_level(logging.ERROR, logger="ortserve.batching"):
         run(test)
-    assert "secret of the library" in caplog.text
+    assert "ValueError: secret of the library" in caplog.text
 
 
 def test_a_failed_batch_is_not_run_again_for_callers_that_went_away() -> None:
@@ -573,8 +584,10 @@ def test_closing_answers_all_that_was_admitted_then_stops_its_threads() -> None:
         with batcher.admit(1, deadline=time.monotonic() + FAR_S) as decoding:
             tasks = asking(batcher, *(rows(value) for value in range(3)))
             await turns()
+            assert batcher.in_flight == 0  # they wait for a fourth
             closes = [asyncio.create_task(batcher.close()) for _ in range(2)]
             await turns()
+            assert batcher.in_flight == 2  # nobody else will come
             with pytest.raises(ShuttingDown):
                 batcher.admit(1, deadline=time.monotonic() + FAR_S)
             session.release(9)

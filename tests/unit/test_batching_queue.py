@@ -74,6 +74,20 @@ def test_requests_no_larger_than_a_batch_start_first_in_first_out(sizes: list[in
     assert all(order.index(each) + order.count(each) - 1 == len(order) - 1 - order[::-1].index(each) for each in requests)  # uninterrupted
 
 
+@given(sizes=sizes, kinds=st.lists(st.integers(0, 2), min_size=1), most=st.integers(1, 16), free=st.lists(st.integers(1, 4), min_size=1))
+def test_every_batch_begins_with_the_oldest_request(sizes: list[int], kinds: list[int], most: int, free: list[int]) -> None:
+    queue = FairQueue(most)
+    for index, size in enumerate(sizes):
+        queue.append(request(min(size, most), most, kind=kinds[index % len(kinds)]))
+    turn = 0
+    while queue:
+        oldest = list(queue)
+        parts = queue.take(free[turn % len(free)])
+        assert parts[0].request is oldest[0]
+        assert list(queue) == [each for each in oldest if each.started < each.rows]
+        turn += 1
+
+
 @given(sizes=sizes, most=st.integers(1, 16))
 def test_a_request_waits_for_at_most_one_batch_of_each_before_it(sizes: list[int], most: int) -> None:
     queue = FairQueue(most)
@@ -98,6 +112,7 @@ def test_what_is_removed_never_starts_and_the_rest_does(sizes: list[int], most: 
             already = len(started([first], each))
             assert queue.remove(each) == each.rows - already
             assert queue.remove(each) == 0
+    assert queue.rows == sum(each.rows - each.started for each in requests)
     batches = [first, *drained(queue, [1])]
     for index, each in enumerate(requests):
         assert started(batches, each) == (started([first], each) if index in gone else list(range(each.rows)))
