@@ -45,6 +45,7 @@ def complete(spec: OpenAPISpecification, description: str) -> OpenAPISpecificati
     schemas |= error.pop("$defs") | {"ErrorBody": error}
     return attrs.evolve(
         spec,
+        openapi="3.1.0",  # pydantic writes its JSON Schema; BentoML says 3.0, which knows no null
         info=attrs.evolve(spec.info, description=description, contact=None),
         paths={path: PathItem(**item) for path, item in paths.items()},
         components=cast(Any, {"schemas": schemas}),  # what asdict() wrote goes back as it is

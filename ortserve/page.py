@@ -12,7 +12,7 @@ import html
 from ortserve.edge import Handler, Request
 from ortserve.replies import Reply
 
-_SCRIPT = 'SwaggerUIBundle({url: "./docs.json", dom_id: "#swagger-ui", deepLinking: true, validatorUrl: null})'
+_SCRIPT = 'SwaggerUIBundle({url: "./docs.json", dom_id: "#swagger-ui", deepLinking: true, tryItOutEnabled: true, validatorUrl: null})'
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
   <head>

@@ -220,7 +220,7 @@ def test_a_wrong_method_says_which_are_right(site: Site, method: str, path: str,
 
 
 def test_unknown_paths_share_one_label(site: Site) -> None:
-    for path in (
+    unknown = (
         "/nope",
         "/hello/",
         "/things/",
@@ -232,7 +232,8 @@ def test_unknown_paths_share_one_label(site: Site) -> None:
         "/../etc/passwd",
         "/\x00",
         "/" + "x" * 10_000,
-    ):
+    )
+    for path in unknown:
         answer = site.ask(path)
         assert (answer.status, answer.error["code"]) == (404, "not_found"), path
     assert site.counted() == {("unmatched", "404"): len(unknown)}
