@@ -45,6 +45,10 @@ fix: $(VENV)/.setup ## repair what ruff can repair, and format
 test: $(VENV)/.setup ## every test that needs no GPU (PYTEST_ARGS="-k name")
 	@$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
 
+.PHONY: bench-quick
+bench-quick: $(VENV)/.setup ## throughput over bare session.run, start-up and memory, in some ten minutes on an idle machine
+	$(BIN)/python -m benchmarks.quick
+
 .PHONY: lock
 lock: $(VENV)/.uv ## resolve requirements/*.in again into *.txt; LOCK_ARGS="--upgrade" or "--upgrade-package NAME"
 	@requirements/lock $(BIN)/uv $(LOCK_ARGS)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import bentoml
 from bentoml.validators import ContentType
 from pydantic import Field
 
 from ortserve.bento import OrtService, exit_with_one_line, wanted_model
-from ortserve.startup import profile_from_environment, resources
 from ortserve.schemas import BatchClassification, Classification
+from ortserve.startup import profile_from_environment, resources
 
 with exit_with_one_line():
     profile = profile_from_environment()  # ORTSERVE_PROFILE: a shipped name or a file
@@ -27,19 +27,20 @@ class ModelService:
 
     profile = profile
     model = model
+    bento_service: OrtService  # this service's own, set by BentoML
 
     @bentoml.on_deployment
     @staticmethod
     def check() -> None:
         """Try the start before any worker exists."""
-        ModelService.check_startup()
+        cast(OrtService, ModelService).check_startup()
 
     @bentoml.api
     async def classify(self, image: Picture, top_k: TopK = None) -> Classification:
         """Classify one picture: a file in the form field `image`, or its bytes as the body with Content-Type: image/*."""
-        return Classification.model_validate(await ModelService.call("/classify", [image], top_k=top_k))
+        return Classification.model_validate(await self.bento_service.call("/classify", [image], top_k=top_k))
 
     @bentoml.api
     async def classify_batch(self, images: list[Picture], top_k: TopK = None) -> BatchClassification:
         """Classify many pictures: an answer or an error for each, in the order they were sent."""
-        return BatchClassification.model_validate(await ModelService.call("/classify_batch", images, top_k=top_k))
+        return BatchClassification.model_validate(await self.bento_service.call("/classify_batch", images, top_k=top_k))

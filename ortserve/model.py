@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ortserve import tasks
 from ortserve.batching import Batcher, Observer, Ticket
@@ -23,7 +23,7 @@ from ortserve.session import Session
 Payload = bytes | memoryview | RequestError  # what a caller sent as one payload, or why it cannot be one
 
 
-class ModelObserver(Observer):
+class ModelObserver(Observer, Protocol):
     """What a served model reports beside its batcher's reports; `metrics.ModelMetrics` is one."""
 
     def decoded(self, seconds: float) -> None:
@@ -68,7 +68,7 @@ def effective_batching(manifest: Manifest, batching: Batching) -> Batching:
 
 
 def open_session(folder: Path, manifest: Manifest, execution: Execution, outputs: Sequence[str]) -> Session:
-    """The session of a package under one execution: file checked against its sha256, provider confirmed, warmed at every batch size it will see."""
+    """The session of a package under one execution: file checked against its sha256, provider confirmed, warmed at its batch sizes."""
     precision = choose_precision(manifest, execution)
     session = Session.open(manifest.verified_path(folder, precision), execution, outputs=outputs)
     if session.inputs != manifest.inputs:

@@ -61,7 +61,9 @@ class Batching(_Section):
         if self.buckets and self.buckets[-1] != self.max_batch_size:
             raise ValueError(f"buckets: the last one must be max_batch_size ({self.max_batch_size}), got {self.buckets[-1]}")
         if self.max_queue_size < self.max_batch_size:
-            raise ValueError(f"max_queue_size ({self.max_queue_size}) must hold at least one batch of max_batch_size ({self.max_batch_size})")
+            raise ValueError(
+                f"max_queue_size ({self.max_queue_size}) must hold at least one batch of max_batch_size ({self.max_batch_size})"
+            )
         return self
 
 

@@ -151,7 +151,9 @@ class BoundRunner:
     few fixed addresses. `device_type` "cpu" runs the same path without a GPU.
     """
 
-    def __init__(self, session: ort.InferenceSession, outputs: Sequence[str], device_type: str, device_id: int, *, pin_memory: bool) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, outputs: Sequence[str], device_type: str, device_id: int, *, pin_memory: bool
+    ) -> None:
         self._session = session
         self._outputs = list(outputs)
         self._device_type = device_type
@@ -236,7 +238,9 @@ def _option(value: str | int | float | bool) -> str:
 def _spec(node: ort.NodeArg) -> TensorSpec:
     if node.type not in _DTYPES:
         raise ModelError(f"tensor {node.name!r} has the type {node.type}, expected one of {', '.join(_DTYPES)}: build the model again")
-    return TensorSpec(name=node.name, dtype=_DTYPES[node.type], shape=tuple(dim if isinstance(dim, int) else str(dim) for dim in node.shape))
+    return TensorSpec(
+        name=node.name, dtype=_DTYPES[node.type], shape=tuple(dim if isinstance(dim, int) else str(dim) for dim in node.shape)
+    )
 
 
 def _text(spec: TensorSpec) -> str:
