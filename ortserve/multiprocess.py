@@ -7,7 +7,7 @@ when it is read. It leaves the files of dead processes for ever and names them b
 - every reading first folds the files of dead processes into one file per kind, so that counters never go backwards and the folder
   stays small however many workers die; gauges that speak of living processes only are dropped.
 
-A fold that is cut off at any moment by the death of its process is finished or undone by the next one: what it is about to
+A fold that is cut off at any moment by the death of its process is finished or done again by the next one: what it is about to
 replace and remove is written to a journal first. A crash of the machine is not covered: the folder serves one start of the service.
 """
 
@@ -157,19 +157,21 @@ def _sweep(folder: Path) -> None:
 
 
 def _finish(folder: Path) -> None:
-    """Carry out the journal; every step may have been done before. Leftovers of a fold that never got so far are removed."""
+    """Carry out the journal, if there is one; every step may have been done before.
+
+    A fold that died before its journal stood needs no undoing: the dead are still there, and the next fold writes over its drafts.
+    """
     journal = folder / _JOURNAL
-    if journal.exists():
-        plan = json.loads(journal.read_text(encoding="utf-8"))
-        for name in plan["replace"]:
-            draft = (folder / name).with_suffix(".new")
-            if draft.exists():
-                draft.replace(folder / name)
-        for name in plan["remove"]:
-            (folder / name).unlink(missing_ok=True)
-        journal.unlink()
-    for leftover in folder.glob("*.new"):
-        leftover.unlink()
+    if not journal.exists():
+        return
+    plan = json.loads(journal.read_text(encoding="utf-8"))
+    for name in plan["replace"]:
+        draft = (folder / name).with_suffix(".new")
+        if draft.exists():
+            draft.replace(folder / name)
+    for name in plan["remove"]:
+        (folder / name).unlink(missing_ok=True)
+    journal.unlink()
 
 
 def _fold(kind: str, files: Iterable[Path]) -> dict[str, tuple[float, float]]:
@@ -178,8 +180,6 @@ def _fold(kind: str, files: Iterable[Path]) -> dict[str, tuple[float, float]]:
 
     folded: dict[str, tuple[float, float]] = {}
     for path in files:
-        if path.stat().st_size == 0:
-            continue
         try:
             values = list(MmapedDict.read_all_values_from_file(str(path)))  # type: ignore[no-untyped-call]
             for key, *_ in values:

@@ -30,7 +30,8 @@ _HEADERS = (b"traceparent", b"tracestate")
 def configure(settings: profile.Tracing, *, service_name: str, service_version: str) -> Tracer | None:
     """A tracer that sends spans in the background, or None where the profile does not ask for tracing.
 
-    One per worker process, after any fork. Raises ProfileError where the exporter is not installed or its variables make no sense.
+    One per worker process, after any fork. Raises ProfileError where the exporter is not installed; a variable it cannot use
+    it reports in the log, and takes the default instead.
     """
     if not settings.enabled:
         return None
@@ -43,8 +44,6 @@ def configure(settings: profile.Tracing, *, service_name: str, service_version: 
             f"the profile turns tracing on, but {error.name} is not installed: install opentelemetry-exporter-otlp-proto-http, "
             "or set tracing.enabled to false"
         ) from None
-    except ValueError as error:
-        raise ProfileError(f"the profile turns tracing on, but an OTEL_EXPORTER_OTLP_* variable cannot be used: {error}") from None
     return Tracer(exporter, sample_rate=settings.sample_rate, service_name=service_name, service_version=service_version)
 
 

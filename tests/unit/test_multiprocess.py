@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -136,7 +137,7 @@ def test_a_killed_workers_counts_stay_and_its_gauges_vanish(tmp_path: Path, star
     now = read(tmp_path, "bentoml_service_last_request_timestamp_seconds", **SERVICE)
     assert now is not None
     assert last is not None
-    assert now >= last
+    assert last <= now <= time.time()  # the latest of three, not their sum
 
 
 def test_the_files_of_the_living_are_not_touched(tmp_path: Path, start: Callable[[], Worker]) -> None:
@@ -301,6 +302,7 @@ def test_readers_of_several_processes_and_threads_never_see_a_counter_go_back(tm
     near, far = FORKSERVER.Pipe()
     process = FORKSERVER.Process(target=scraper, args=(tmp_path, stop, far))
     process.start()
+    far.close()
     faults: list[str] = []
     threads = [threading.Thread(target=scrape_until, args=(tmp_path, stop, faults)) for _ in range(2)]
     for thread in threads:
