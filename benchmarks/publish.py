@@ -1,0 +1,28 @@
+"""Writes the committed results into README and docs: `python -m benchmarks.publish`. A test compares, so no other number stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "docs/DESIGN.md")
+_BLOCK = re.compile(r"(<!-- (?P<name>[a-z_]+\.md): written by [^>]*-->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def published(text: str) -> str:
+    """The page with each marked block replaced by the results file it names."""
+    return _BLOCK.sub(
+        lambda block: block[1] + (ROOT / "benchmarks" / "results" / block["name"]).read_text(encoding="utf-8") + block[3], text
+    )
+
+
+def main() -> None:
+    """Rewrite every page."""
+    for page in PAGES:
+        path = ROOT / page
+        path.write_text(published(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
