@@ -198,7 +198,7 @@ def _check_location(location: str, folder: Path, name: str) -> None:
     pure = PurePosixPath(location)
     if not location or pure.is_absolute() or PureWindowsPath(location).is_absolute() or ".." in PureWindowsPath(location).parts:
         raise SourceError(f"{name} keeps weights at {location!r}, outside its own folder: {remedy}")
-    step = folder
+    step, mode = folder, folder.stat().st_mode
     for part in pure.parts:
         step = step / part
         try:

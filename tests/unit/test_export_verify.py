@@ -102,7 +102,9 @@ def test_missing_normalisation_fails(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mutation", ["swapped", "constant"])
 def test_mutant_fails_agreement_even_where_int8_limits_are_wide(tmp_path: Path, mutation: str) -> None:
-    report = gate(write(tmp_path / "mutant.onnx", **{mutation: True}), expected(400), limits_for("int8", Options(source="x")), needs_agreement=True)
+    report = gate(
+        write(tmp_path / "mutant.onnx", **{mutation: True}), expected(400), limits_for("int8", Options(source="x")), needs_agreement=True
+    )
     assert report.agreement.value is not None
     assert report.agreement.value < 0.9
     assert any(line.startswith("top-1 agreement") for line in report.failures)
