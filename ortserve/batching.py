@@ -8,19 +8,16 @@
 - A batch that fails is run again, each request apart, so that a poisoned one fails alone. Apart and not by halves: it computes every row
   once more however many are bad, halving computes each twice.
 
-All but `Batch.run` happens in the event loop's thread, so there is no lock. The threads are our own rather than an executor's: one hop
-each way, and a session that hangs does not keep the process from ending.
+All but `Batch.run` happens in the event loop's thread, so there is no lock.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from queue import SimpleQueue
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Literal, Protocol
 
@@ -29,6 +26,7 @@ from ortserve.errors import DeadlineExceeded, InferenceError, OrtServeError, Pay
 from ortserve.fair_queue import FairQueue
 from ortserve.profile import Batching
 from ortserve.session import Runs, Tensors
+from ortserve.slots import Slots
 
 log = logging.getLogger("ortserve.batching")
 
@@ -98,8 +96,7 @@ class Batcher:
         self._settings = settings
         self._observer = observer
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._threads: list[threading.Thread] = []
-        self._jobs: SimpleQueue[Batch | None] = SimpleQueue()
+        self._slots: Slots | None = None
         self._open: set[Ticket] = set()  # admitted, neither answered nor left
         self._queue = FairQueue(settings.max_batch_size)  # of these, what has its inputs and rows to start
         self._apart: deque[Part] = deque()  # of failed batches, each to run again alone
@@ -129,7 +126,7 @@ class Batcher:
         """
         limit = self._settings.max_queue_size
         if self._closing:
-            raise ShuttingDown("expected a running service, it is stopping: send the request again, to another instance")
+            raise _stopping()
         if rows < 1:
             raise RequestError(f"expected 1 row or more in a request, got {rows}: send at least one")
         if rows > limit:
@@ -159,23 +156,16 @@ class Batcher:
         self._pump()
         self._settle()
         await self._idle.wait()
-        for _ in self._threads:
-            self._jobs.put(None)
-        for thread in self._threads:
-            thread.join()
-        self._threads.clear()
+        if self._slots is not None:
+            self._slots.close()
+            self._slots = None
 
     def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._loop is loop:
-            return
-        if self._loop is not None:
+        if self._loop is None:
+            self._slots = Slots(self._runs, self._settings.max_in_flight, loop, self._finished)
+            self._loop = loop
+        elif self._loop is not loop:
             raise RuntimeError("a batcher belongs to the event loop that used it first: make one for each loop")
-        while len(self._threads) < self._settings.max_in_flight:
-            name = f"batch-{len(self._threads)}"
-            thread = threading.Thread(target=_work, args=(self._jobs, self._runs, loop, self._finished), name=name, daemon=True)
-            thread.start()
-            self._threads.append(thread)
-        self._loop = loop
 
     async def _answer(self, ticket: Ticket, inputs: Tensors) -> Tensors:
         kind = kind_of(inputs, ticket.rows)
@@ -228,9 +218,10 @@ class Batcher:
         return min(min(request.ready_at + delay_s, request.deadline - run_s) for request in self._queue) - now
 
     def _start(self, parts: Sequence[Part], *, queue_s: Sequence[float]) -> None:
+        assert self._slots is not None  # closed only when nothing is left to start
         batch = Batch(parts, self._settings.buckets)
+        self._slots.run(batch)
         self._in_flight += 1
-        self._jobs.put(batch)
         self._tell("batch_started", batch.rows, self._in_flight, queue_s)
 
     def _finished(self, batch: Batch) -> None:
@@ -295,17 +286,6 @@ class Batcher:
                 getattr(self._observer, event)(*values)
             except Exception:
                 log.exception("the observer of the batcher failed at %s; batches go on", event)
-
-
-def _work(jobs: SimpleQueue[Batch | None], runs: Runs, loop: asyncio.AbstractEventLoop, finished: Callable[[Batch], None]) -> None:
-    """The life of one slot's thread: run batches until None comes."""
-    while (batch := jobs.get()) is not None:
-        batch.run(runs)
-        try:
-            loop.call_soon_threadsafe(finished, batch)
-        except RuntimeError:  # the loop was closed without the batcher: nobody waits for an answer
-            return
-        del batch  # it would keep its tensors until the next one comes
 
 
 def _late() -> DeadlineExceeded:

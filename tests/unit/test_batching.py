@@ -646,7 +646,19 @@ def test_a_batcher_refuses_a_second_event_loop() -> None:
 
     run(use)
     run(misuse)
-    batcher._jobs.put(None)  # its loop is gone, so close() has no place to run
+    asyncio.run(batcher.close())
+
+
+def test_an_answered_ticket_tells_the_time_in_the_session() -> None:
+    async def test() -> None:
+        batcher = Batcher(Held(held=False), settings())
+        with batcher.admit(5, deadline=time.monotonic() + FAR_S) as ticket:
+            assert ticket.inference_s == 0
+            await ticket.infer(rows(1, 2, 3, 4, 5))
+            assert ticket.inference_s > 0
+        await batcher.close()
+
+    run(test)
 
 
 def test_a_failing_observer_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
