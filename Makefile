@@ -42,7 +42,7 @@ fix: $(VENV)/.setup ## repair what ruff can repair, and format
 	$(BIN)/ruff format .
 
 .PHONY: test
-test: $(VENV)/.setup ## every test that needs no GPU (PYTEST_ARGS="-k name")
+test: $(VENV)/.setup $(VENV)/.openvino ## every test that needs no GPU (PYTEST_ARGS="-k name")
 	@$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
 
 .PHONY: bench-quick
@@ -79,4 +79,11 @@ $(VENV)/.serving: requirements/serving.txt $(VENV)/.uv
 
 $(VENV)/.setup: requirements/build.txt requirements/test.txt $(VENV)/.serving
 	requirements/install $(VENV) requirements/serving.txt requirements/build.txt requirements/test.txt
+	@touch $@
+
+# OpenVINO's build of ONNX Runtime shares its module with the others, so it has an environment of its own.
+$(VENV)/.openvino: requirements/openvino.txt $(VENV)/.uv
+	$(PYTHON) -m venv --clear $(VENV)/openvino
+	ln -s ../../bin/uv $(VENV)/openvino/bin/uv
+	requirements/install $(VENV)/openvino requirements/openvino.txt
 	@touch $@
