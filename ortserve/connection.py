@@ -1,14 +1,14 @@
 """Below the edge: uvicorn's HTTP/1.1 connection with limits on a request's head, and refusals in the one shape of every error.
 
-uvicorn over httptools takes headers of any length for any time, and answers what is no HTTP with a line of text. None of that
-reaches an ASGI application, so it is done here.
+uvicorn over httptools takes headers of any length for any time, answers what is no HTTP with a line of text, and loses the body of a
+request that offers HTTP/2 (`Upgrade: h2c`, as Java's HttpClient does). None of that reaches an ASGI application, so it is done here.
 """
 
 from __future__ import annotations
 
 import asyncio
-from importlib.util import find_spec
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn import config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -21,9 +21,8 @@ HEAD_TIMEOUT_S = 30.0  # as long as the shipped profiles give a body
 
 
 def install() -> None:
-    """Let uvicorn take `Connection` where it would choose by itself; without httptools it takes h11, which has a limit of its own."""
-    if find_spec("httptools") is not None:
-        config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{Connection.__name__}"
+    """Let uvicorn take `Connection` where it would choose by itself."""
+    config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{Connection.__name__}"
 
 
 class Connection(HttpToolsProtocol):
@@ -33,6 +32,7 @@ class Connection(HttpToolsProtocol):
     _head_bytes = 0  # received of this head, counted by what the socket gave at once; the first of these is not counted
     _timer: asyncio.TimerHandle | None = None
     _refusal: RequestError | None = None
+    _declined: bytes | None = None  # the head of a request whose offer of another protocol is not taken, without that offer
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect a head in time."""
@@ -47,7 +47,18 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse; refuse a head that does not end."""
         went_on = self._in_head
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade as upgrade:
+            if self._declined is not None:
+                head, self._declined = self._declined, None
+                self.parser = HttpRequestParser(self)
+                self.data_received(head + data[upgrade.args[0] :])
+            elif self._should_upgrade():
+                self.handle_websocket_upgrade()
+        except HttpParserError:
+            self._refuse(self._refusal or RequestError("expected an HTTP/1.1 request, got something else: use an HTTP client"))
         if went_on and self._in_head and not self.transport.is_closing():
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
@@ -66,12 +77,19 @@ class Connection(HttpToolsProtocol):
         self._expect_nothing()
         if len(self.url) + sum([len(name) + len(value) for name, value in self.headers]) > MAX_HEAD_BYTES:
             self._refusal = _too_large()
-            raise self._refusal  # ends the parsing; comes back as send_400_response()
+            raise self._refusal  # ends the parsing
+        if self.parser.should_upgrade() and any(name == b"upgrade" for name, _ in self.headers) and not self._should_upgrade():
+            # The parser takes what follows for another protocol: the request is parsed again, without the offer.
+            fields = [name + b": " + value + b"\r\n" for name, value in self.headers if name != b"upgrade"]
+            request_line = b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+            self._declined = request_line + b"".join(fields) + b"\r\n"
+            return
         super().on_headers_complete()
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's words
-        """Refuse what could not be parsed."""
-        self._refuse(self._refusal or RequestError("expected an HTTP/1.1 request, got something else: use an HTTP client"))
+    def on_message_complete(self) -> None:
+        """The body is whole."""
+        if self._declined is None:
+            super().on_message_complete()
 
     def _head_timed_out(self) -> None:
         self._timer = None
