@@ -21,7 +21,12 @@ def to_int8(graph: onnx.ModelProto, pictures: Pixels, path: Path, advance: Calla
     """Write the quantised graph to `path`. `advance(done, total)` is told of the pictures that were run.
 
     Weights and activations are both signed (S8S8), ONNX Runtime's first choice for QDQ: unsigned activations with signed weights
-    saturate on CPUs without VNNI, so that what was verified on one machine would answer differently on another.
+    saturate on CPUs without VNNI, so that what was verified on one machine would answer differently on another. (By its documentation:
+    on a CPU with VNNI both gave the same answers here; none without was at hand.)
+
+    MinMax because it is the simplest and nothing measured speaks against it: on digits and on examples/research Percentile (99.999)
+    moved the scales by 4 % at most and no class changed, and Entropy with ONNX Runtime's own defaults (128 bins for 128 steps, so
+    nothing to choose) found MinMax's scales exactly. A deep trained network, where outliers may matter, was not measured.
     """
     source = onnx.ModelProto()
     source.CopyFrom(with_node_names(graph))
