@@ -1,0 +1,100 @@
+"""The connection below the edge: heads that are slow, split, pipelined or offer another protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from uvicorn import Config
+from uvicorn.server import ServerState
+
+from ortserve import connection
+from ortserve.connection import Connection
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with the path, the body, and whether an upgrade was offered."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+    offered = b"upgrade" in dict(scope["headers"])
+    text = json.dumps([scope["method"], scope["path"], scope["query_string"].decode(), body.decode(), offered]).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(text)).encode())]})
+    await send({"type": "http.response.body", "body": text})
+
+
+def talk(pieces: Sequence[bytes]) -> bytes:
+    """What a server of `Connection`s said until it closed; every piece is sent after the one before it was taken."""
+
+    async def both() -> bytes:
+        config = Config(echo, log_config=None, timeout_keep_alive=1)
+        config.load()
+        loop, state = asyncio.get_running_loop(), ServerState()
+        server = await loop.create_server(lambda: Connection(config, state, {}, loop), "127.0.0.1", 0)
+        async with server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0.001)  # a packet of its own; whole again if the machine is slow, which is as right
+            said = await asyncio.wait_for(reader.read(), 60)
+            writer.close()
+            await writer.wait_closed()
+        return said
+
+    return asyncio.run(both())
+
+
+def answers(said: bytes) -> list[Any]:
+    return [json.loads(found) for found in re.findall(rb"\r\n\r\n(\[[^\]]*\])", said)]
+
+
+POST = b"POST /a?b=c HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
+CLOSING = b"GET /last HTTP/1.1\r\nConnection: close\r\n\r\n"
+OFFER = POST.replace(b"Host: x", b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ")
+ANSWER = ["POST", "/a", "b=c", "hello", False]
+LAST = ["GET", "/last", "", "", False]
+
+
+@pytest.mark.parametrize("request_", [POST, OFFER], ids=["plain", "offers h2c"])
+@pytest.mark.parametrize("size", [1, 7, 64, 10_000])
+def test_a_request_in_any_pieces_is_one_request(request_: bytes, size: int) -> None:
+    sent = request_ + request_ + CLOSING
+    assert answers(talk([sent[start : start + size] for start in range(0, len(sent), size)])) == [ANSWER, ANSWER, LAST]
+
+
+def test_a_chunked_body_with_an_offer_is_kept() -> None:
+    sent = OFFER.replace(b"Content-Length: 5", b"Transfer-Encoding: chunked").replace(b"hello", b"2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n")
+    assert answers(talk([sent + CLOSING])) == [ANSWER, LAST]
+
+
+def test_a_head_that_does_not_end_in_time_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.05)
+    for sent in ([b"GET /"], [b"GET / HTTP/1.1\r\nHost: x\r\n"], [POST, b"GET / HTTP/1.1\r\nX: "]):
+        said = talk(sent)
+        assert b"HTTP/1.1 408 " in said
+        assert b'"code":"request_timeout"' in said
+
+
+def test_a_connection_on_which_nothing_comes_is_closed_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.05)
+    assert talk([]) == b""
+
+
+def test_a_body_may_take_longer_than_its_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.05)
+    pieces = [POST[:-1], *[b""] * 100, POST[-1:], CLOSING]  # 101 pauses of 1 ms and more
+    assert answers(talk(pieces)) == [ANSWER, LAST]
+
+
+def test_a_head_over_the_limit_is_431_in_one_piece_and_in_many() -> None:
+    head = b"GET / HTTP/1.1\r\nX: " + b"a" * connection.MAX_HEAD_BYTES + b"\r\n\r\n"
+    for pieces in ([head], [head[start : start + 4096] for start in range(0, len(head), 4096)]):
+        said = talk(pieces)
+        assert said.startswith(b"HTTP/1.1 431 ")
+        assert b'"code":"headers_too_large"' in said
