@@ -12,6 +12,7 @@ from ortserve import multiprocess
 
 RUN_FOLDER_ENV = "ORTSERVE_RUN_FOLDER"  # set by the parent process for its workers
 _PREFIX = "ortserve"
+_EVER = "ever_ready"
 
 
 def create_run_folder() -> Path:
@@ -26,9 +27,14 @@ def create_run_folder() -> Path:
             shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}.{multiprocess.process_id(os.getpid())}."))
     os.environ[RUN_FOLDER_ENV] = str(folder)
-    owner = os.getpid()
-    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
+    maker = os.getpid()
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == maker else None)
     return folder
+
+
+def ever_ready(folder: Path) -> bool:
+    """True once any worker of that run folder was warm, whatever became of it."""
+    return (folder / _EVER).exists()
 
 
 def run_folder() -> Path:
@@ -41,6 +47,7 @@ class Readiness:
     """The ready marks of one service's workers. A worker that died does not count: its process is looked for each time."""
 
     def __init__(self, folder: Path, expected: int) -> None:
+        self._ever = folder / _EVER
         self._folder = folder / "ready"
         self._folder.mkdir(exist_ok=True)
         self._mark = self._folder / (multiprocess.process_id(os.getpid()) or "")
@@ -48,6 +55,7 @@ class Readiness:
 
     def mark(self) -> None:
         """This worker is warm and accepts requests."""
+        self._ever.touch()
         self._mark.touch()
 
     def unmark(self) -> None:

@@ -58,6 +58,8 @@ def _predict(served: ServedModel, endpoint: Endpoint, limits: Limits, budget: bo
             else:
                 payloads = [data]
             value, answer = await unless_gone(request.receive, respond(served, endpoint, payloads, fields))
+            if answer is not None and request.span is not None:
+                request.span.record_stages(_stages(answer))
             return json_reply(value, headers=[] if answer is None else [_server_timing(answer)])
         finally:
             budget.give_back(len(data))
@@ -140,8 +142,12 @@ def _result(answer: Answer | RequestError | ServingError, endpoint: Endpoint) ->
 
 def _server_timing(answer: Answer) -> tuple[bytes, bytes]:
     """Where the time went, in milliseconds, as the W3C's Server-Timing header: any browser or client can show it."""
-    parts = (("decode", answer.decode_s), ("queue", answer.queue_s), ("inference", answer.inference_s))
-    return b"server-timing", ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in parts).encode()
+    return b"server-timing", ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in _stages(answer).items()).encode()
+
+
+def _stages(answer: Answer) -> dict[str, float]:
+    """Where the time went, stage by stage, in seconds."""
+    return {"decode": answer.decode_s, "queue": answer.queue_s, "inference": answer.inference_s}
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

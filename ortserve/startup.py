@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ortserve import gpu, profile
+from ortserve import gpu, profile, tracing
 from ortserve.errors import ModelError, ProviderError, StartupError
 from ortserve.profile import GPU_PROVIDERS, Execution, Profile
 
@@ -117,7 +117,10 @@ def _onnxruntime_reason(stderr: str) -> str:
 def main(folder: str, reference: str) -> int:
     """The child's side: one line of JSON on standard output. Exit status 0 where an execution works, 1 where none does."""
     try:
-        tried = try_executions(Path(folder), profile.load(reference))
+        wanted = profile.load(reference)
+        tried = try_executions(Path(folder), wanted)
+        if tracer := tracing.configure(wanted.tracing, service_name="trial", service_version=""):
+            tracer.close()
     except StartupError as error:
         print(json.dumps({"error": str(error), "kind": type(error).__name__}))
         return 1
