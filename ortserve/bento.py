@@ -7,22 +7,18 @@ import contextlib
 import inspect
 import logging
 import os
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import attrs
-from _bentoml_impl.server.app import ContextMiddleware, ServiceAppFactory
 from _bentoml_sdk.service import Service
 from bentoml import Tag
 from bentoml.exceptions import BentoMLException, NotFound
 from bentoml.models import BentoModel
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.routing import Mount
 
-from ortserve import logs, multiprocess, openapi, readiness, startup, tracing
+from ortserve import first_worker, logs, multiprocess, openapi, readiness, startup, tracing
 from ortserve.errors import ModelError, StartupError
 from ortserve.profile import Profile
 
@@ -42,11 +38,10 @@ def wanted_model() -> BentoModel:
         raise ModelError(f"{startup.MODEL_ENV}={text!r} is no model tag: expected NAME or NAME:VERSION ({error})") from None
 
 
-@attrs.frozen
-class PackagedModel(BentoModel):  # type: ignore[misc]
+class PackagedModel(BentoModel):
     """A model of the local store; never looked for anywhere else."""
 
-    def resolve(self, base_path: Any = None, global_model_store: Any = None) -> Any:
+    def resolve(self, base_path: Any = None, *_: Any) -> Any:
         """The stored model. Exits with one line where the store does not have it: BentoML would ask its cloud."""
         if self.stored is None:
             with exit_with_one_line():
@@ -85,7 +80,8 @@ class OrtService(Service[Any]):
         tag = next((tag for tag in pinned if wanted in (str(tag), tag.name)), None) if wanted else own[0].tag
         if tag is None:
             raise ModelError(
-                f"{startup.MODEL_ENV}={wanted} is not in this bento: expected one of {', '.join(map(str, pinned))}; unset it to serve {own[0].tag}"
+                f"{startup.MODEL_ENV}={wanted} is not in this bento: expected one of {', '.join(map(str, pinned))}; "
+                f"unset it to serve {own[0].tag}"
             )
         return _stored(tag)
 
@@ -97,7 +93,7 @@ class OrtService(Service[Any]):
             reference = os.environ.get(startup.PROFILE_ENV) or "default"
             tried = startup.probe(Path(stored.path), self.profile, reference)
         os.environ[startup.EXECUTION_ENV] = str(tried.index)
-        readiness.create_run_folder()
+        first_worker.watch(readiness.create_run_folder())
         for reason in tried.skipped:
             logger.info("next execution of profile %s: %s", self.profile.name, reason)
         logger.info("serving %s, %s, on %s, profile %s", stored.tag, tried.precision, tried.provider, self.profile.name)
@@ -147,55 +143,49 @@ class OrtService(Service[Any]):
     def to_asgi(self, is_main: bool = True) -> App:
         """The worker's application: our edge in front of BentoML's."""
         logs.configure(self.profile.logging)
+        with exit_with_one_line():
+            app = self._edge(is_main=is_main)
+        for middleware, options in reversed(self.middlewares):
+            app = middleware(app, **options)
+        return app
+
+    def _edge(self, *, is_main: bool) -> App:
         folder = readiness.run_folder()
         multiprocess.enter(folder / "metrics")
-        from ortserve import connection, routes
+        from starlette.routing import Mount
+
+        from ortserve import routes
+        from ortserve.app import AppFactory  # imported late, with all of BentoML's server: the parent process needs none of it
         from ortserve.edge import Edge
 
-        connection.install()
+        if find_spec("httptools") is not None:  # else uvicorn takes h11, which has limits of its own
+            from ortserve import connection
+
+            connection.install()
         self.inject_config()
         ready = readiness.Readiness(folder, self.profile.workers)
-        inner = _AppFactory(self, ready, is_main=is_main)()
-        app: App = Edge(
+        tracer = tracing.configure(self.profile.tracing, service_name=self.name, service_version=self.served.version)
+
+        async def close() -> None:
+            await self.served.close()
+            if tracer is not None:
+                await asyncio.to_thread(tracer.close)
+
+        inner = AppFactory(self, ready, close, is_main=is_main)()
+        return Edge(
             inner,
             routes.build(self.served, self.profile, ready, self.metrics),
             passed_on=[route.path for route in inner.routes if not isinstance(route, Mount) and hasattr(route, "path")],
             mounts=[route.path.rstrip("/") + "/" for route in inner.routes if isinstance(route, Mount)],
             metrics=self.metrics,
-            tracer=tracing.configure(self.profile.tracing, service_name=self.name, service_version=self.served.version),
+            tracer=tracer,
             access_log=self.profile.logging.access_log,
         )
-        for middleware, options in reversed(self.middlewares):
-            app = middleware(app, **options)
-        return app
 
     @property
     def openapi_spec(self) -> Any:
         """BentoML's OpenAPI document, completed with what our edge adds: GET paths, raw bodies, query parameters, errors."""
         return openapi.complete(super().openapi_spec, inspect.getdoc(self.inner) or "")
-
-
-class _AppFactory(ServiceAppFactory):
-    """BentoML's application without its middlewares, whose work the edge and the batcher do, and with our readiness."""
-
-    def __init__(self, service: OrtService, ready: readiness.Readiness, *, is_main: bool) -> None:
-        super().__init__(service, is_main=is_main, enable_metrics=False)
-        self._service = service
-        self._ready = ready
-
-    @property
-    def middlewares(self) -> list[Middleware]:
-        """Only the one that user-defined APIs need."""
-        return [Middleware(ContextMiddleware, context=self.service.context)]
-
-    @contextlib.asynccontextmanager
-    async def lifespan(self, app: Starlette) -> AsyncGenerator[None, None]:
-        """Ready once BentoML's own start is done; on the way out nothing new, then everything admitted answered."""
-        async with super().lifespan(app):
-            self._ready.mark()
-            yield
-            self._ready.unmark()
-            await self._service.served.close()
 
 
 def _stored(tag: Tag) -> Any:
@@ -204,4 +194,6 @@ def _stored(tag: Tag) -> Any:
     try:
         return bentoml.models.get(tag)
     except NotFound:
-        raise ModelError(f"model {tag}, pinned by this bento, is not in the BentoML store: import it with `bentoml models import FILE`") from None
+        raise ModelError(
+            f"model {tag}, pinned by this bento, is not in the BentoML store: import it with `bentoml models import FILE`"
+        ) from None

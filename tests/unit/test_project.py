@@ -28,11 +28,11 @@ HTTP = {"starlette", "uvicorn", "python_multipart"} | BENTOML
 # The ground floor: imported by everything, imports nothing above it.
 FOUNDATION = {"errors", "manifest", "profile", "cpus", "images", "image_headers"}
 # Runs models and knows no HTTP.
-ENGINE = {"session", "batching", "batch", "fair_queue"}
+ENGINE = {"session", "batching", "batch", "fair_queue", "slots"}
 # What belongs to HTTP and BentoML: nothing of the foundation, the engine or the build may import it.
-EDGE = {"bento", "body", "connection", "edge", "openapi", "page", "replies", "routes", "schemas"}
+EDGE = {"app", "bento", "body", "connection", "edge", "openapi", "page", "replies", "routes", "schemas"}
 # Where BentoML may be imported: its service, its edge, its store.
-KNOWS_BENTOML = {"service", "ortserve.bento", "ortserve.edge", "ortserve.openapi", "ortserve.routes", "ortserve.export.store"}
+KNOWS_BENTOML = {"service", "ortserve.app", "ortserve.bento", "ortserve.openapi", "ortserve.page", "ortserve.export.store"}
 
 
 @cache

@@ -1,0 +1,37 @@
+"""BentoML's application as the edge needs it: its lifespan and its own paths, without its middlewares."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+from _bentoml_impl.server.app import ContextMiddleware, ServiceAppFactory
+from _bentoml_sdk.service import Service
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+
+from ortserve.readiness import Readiness
+
+
+class AppFactory(ServiceAppFactory):
+    """BentoML's application without its middlewares, whose work the edge and the batcher do, and with our readiness."""
+
+    def __init__(self, service: Service[Any], ready: Readiness, close: Callable[[], Awaitable[None]], *, is_main: bool) -> None:
+        super().__init__(service, is_main=is_main, enable_metrics=False)
+        self._ready = ready
+        self._close = close
+
+    @property
+    def middlewares(self) -> list[Middleware]:
+        """Only the one that user-defined APIs need."""
+        return [Middleware(ContextMiddleware, context=self.service.context)]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncGenerator[None, None]:
+        """Ready once BentoML's own start is done; on the way out nothing new, then everything admitted answered."""
+        async with super().lifespan(app):
+            self._ready.mark()
+            yield
+            self._ready.unmark()
+            await self._close()
