@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from ortserve import tasks
 from ortserve.batching import Batcher, Observer, Ticket
 from ortserve.cpus import available_cpus
-from ortserve.errors import ModelError, RequestError, ServingError
+from ortserve.errors import ModelError, PayloadTooLarge, RequestError, ServingError
 from ortserve.manifest import Manifest, Precision
 from ortserve.profile import Batching, Execution, Profile
 from ortserve.session import Session
@@ -118,7 +118,12 @@ class ServedModel:
             return await self._answer(ticket, payload, parameters)
 
     async def predict_many(self, payloads: Sequence[Payload], parameters: Any) -> list[Answer | RequestError | ServingError]:
-        """An answer or an error for each payload, in order. Raises QueueFull where not all of them have a place: none is computed then."""
+        """An answer or an error for each payload, in order.
+
+        Raises QueueFull where not all of them have a place, PayloadTooLarge where they never can: none is computed then.
+        """
+        if len(payloads) > (limit := self.batching.max_queue_size):
+            raise PayloadTooLarge(f"expected at most {limit} in one request, got {len(payloads)}: send several requests")
         deadline = time.monotonic() + self._timeout_s
         with ExitStack() as places:
             with self._counting_refusals():

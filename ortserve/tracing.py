@@ -38,7 +38,7 @@ def configure(settings: profile.Tracing, *, service_name: str, service_version: 
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-        exporter = OTLPSpanExporter()
+        return Tracer(OTLPSpanExporter(), sample_rate=settings.sample_rate, service_name=service_name, service_version=service_version)
     except ImportError as error:
         raise ProfileError(
             f"the profile turns tracing on, but {error.name} is not installed: install opentelemetry-exporter-otlp-proto-http, "
