@@ -18,10 +18,10 @@ from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, load_e
 
 from ortserve.errors import SourceError
 from ortserve.export.compose import compose
+from ortserve.export.labels import matching, model_name, read_labels
 from ortserve.export.loaded import Answers, Loaded, Pixels
 from ortserve.export.options import Options
 from ortserve.export.preprocessing import decide
-from ortserve.export.source import matching, model_name, read_labels
 from ortserve.manifest import Preprocessing, Source, sha256_of
 from ortserve.profile import Execution
 from ortserve.profile import Session as SessionOptions

@@ -13,10 +13,11 @@ from torch import nn
 
 from ortserve.errors import SourceError
 from ortserve.export.checkpoint import load_weights
+from ortserve.export.labels import model_name, read_labels
 from ortserve.export.loaded import Loaded
+from ortserve.export.module import from_module
 from ortserve.export.options import Options
 from ortserve.export.preprocessing import decide
-from ortserve.export.source import from_module, model_name, read_labels
 from ortserve.manifest import Source, sha256_of
 
 

@@ -16,10 +16,11 @@ from torchvision.transforms import InterpolationMode
 from ortserve.errors import SourceError
 from ortserve.export.chatter import quiet
 from ortserve.export.checkpoint import load_weights
+from ortserve.export.labels import read_labels
 from ortserve.export.loaded import Loaded
+from ortserve.export.module import from_module
 from ortserve.export.options import Options
 from ortserve.export.preprocessing import Interpolation, decide
-from ortserve.export.source import from_module, read_labels
 from ortserve.manifest import Preprocessing, Source, sha256_of
 
 _INTERPOLATION: dict[InterpolationMode, Interpolation] = {

@@ -14,11 +14,12 @@ from torchvision.models import get_model_weights
 
 from build_model import parse_precisions, parse_size
 from ortserve.errors import CalibrationError, SourceError
+from ortserve.export.labels import model_name, read_labels
 from ortserve.export.limits import limits_for
 from ortserve.export.options import Options
 from ortserve.export.pictures import divided, read_folder, spread
 from ortserve.export.preprocessing import decide
-from ortserve.export.source import load, model_name, read_labels
+from ortserve.export.source import load
 from ortserve.export.wrapper import Packaged, TorchReference
 from ortserve.manifest import Preprocessing
 
