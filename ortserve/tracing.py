@@ -30,8 +30,8 @@ _HEADERS = (b"traceparent", b"tracestate")
 def configure(settings: profile.Tracing, *, service_name: str, service_version: str) -> Tracer | None:
     """A tracer that sends spans in the background, or None where the profile does not ask for tracing.
 
-    One per worker process, after any fork. Raises ProfileError where the exporter is not installed; a variable it cannot use
-    it reports in the log, and takes the default instead.
+    One per worker process, after any fork. Raises ProfileError where the exporter is not installed or OTEL_BSP_* makes no sense; any
+    other variable that the exporter cannot use it reports in the log, and takes the default instead.
     """
     if not settings.enabled:
         return None
@@ -44,7 +44,8 @@ def configure(settings: profile.Tracing, *, service_name: str, service_version: 
             f"the profile turns tracing on, but {error.name} is not installed: install opentelemetry-exporter-otlp-proto-http, "
             "or set tracing.enabled to false"
         ) from None
-    return Tracer(exporter, sample_rate=settings.sample_rate, service_name=service_name, service_version=service_version)
+    except ValueError as error:  # of OTEL_BSP_*: the others it takes are reported in the log and replaced by their defaults
+        raise ProfileError(f"the profile turns tracing on, but an OTEL_* variable cannot be used: {error}") from None
 
 
 class Tracer:
