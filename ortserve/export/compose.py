@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -14,13 +15,24 @@ from ortserve.export.graph import opset_of, rename_uses
 from ortserve.export.to_onnx import DEFAULT_OPSET, stripped
 from ortserve.manifest import Preprocessing
 
-if TYPE_CHECKING:
-    from ortserve.export.onnx_file import Interface
-
 # Keeps the given graph's names apart from ours.
 PREFIX = "model."
 # Per-channel QDQ and Softmax over one axis exist from here on; older graphs are converted.
 OLDEST_OPSET = 13
+
+Layout = Literal["nchw", "nhwc", "pixels"]
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What the given graph takes and answers."""
+
+    input: str
+    layout: Layout  # float32 channels first, float32 channels last, or uint8 channels last (then it normalises by itself)
+    batch: int | None  # None: free
+    size: tuple[int | None, int | None]  # height, width; None: free
+    output: str
+    logits: str | None  # the input of the Softmax the graph ends in; None where it ends in logits
 
 
 def compose(given: onnx.ModelProto, face: Interface, preprocessing: Preprocessing, opset: int | None) -> onnx.ModelProto:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import stat
 import tempfile
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +16,7 @@ from onnx import TensorProto
 from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, load_external_data_for_model, uses_external_data
 
 from ortserve.errors import SourceError
-from ortserve.export.compose import compose
+from ortserve.export.compose import Interface, Layout, compose
 from ortserve.export.labels import matching, model_name, read_labels
 from ortserve.export.loaded import Answers, Loaded, Pixels
 from ortserve.export.options import Options
@@ -26,20 +25,6 @@ from ortserve.manifest import Preprocessing, Source, sha256_of
 from ortserve.profile import Execution
 from ortserve.profile import Session as SessionOptions
 from ortserve.session import Session
-
-Layout = Literal["nchw", "nhwc", "pixels"]
-
-
-@dataclass(frozen=True)
-class Interface:
-    """What the given graph takes and answers."""
-
-    input: str
-    layout: Layout  # float32 channels first, float32 channels last, or uint8 channels last (then it normalises by itself)
-    batch: int | None  # None: free
-    size: tuple[int | None, int | None]  # height, width; None: free
-    output: str
-    logits: str | None  # the input of the Softmax the graph ends in; None where it ends in logits
 
 
 def load(options: Options) -> Loaded:
