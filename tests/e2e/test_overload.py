@@ -1,0 +1,160 @@
+"""More than the service can do: refused at once, late, gone or finished, and whatever was accepted is answered rightly."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.packages import COLOURS, add_package, picture, write_profile
+from tests.serving import Server
+
+pytestmark = pytest.mark.e2e
+
+NAMES = tuple(COLOURS)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the model `slow`: some 0.3 s for each row, whatever the batch."""
+    folder = tmp_path_factory.mktemp("home")
+    add_package(folder, "slow:1", seconds_per_row=0.3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tight(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Batches of two, four places in the queue."""
+    mine = write_profile(
+        tmp_path_factory.mktemp("tight") / "tight.yaml",
+        batching={"max_batch_size": 2, "max_queue_size": 4},
+        limits={"request_timeout_ms": 60_000},
+    )
+    with Server(home, env={"ORTSERVE_PROFILE": mine, "ORTSERVE_MODEL": "slow"}) as server:
+        yield server
+
+
+def classify(server: Server, colour: str) -> tuple[httpx.Response, float]:
+    """The answer to a picture of that colour, and when it came (`time.monotonic()`)."""
+    answer = httpx.post(f"{server.base_url}/classify", content=picture(colour), headers={"content-type": "image/png"}, timeout=120)
+    return answer, time.monotonic()
+
+
+def many(colours: list[str]) -> list[tuple[str, tuple[str, bytes, str]]]:
+    """Those pictures as the form of `/classify_batch`."""
+    return [("images", (f"{index}.png", picture(colour), "image/png")) for index, colour in enumerate(colours)]
+
+
+def best(answer: httpx.Response) -> str:
+    label: str = answer.json()["predictions"][0]["label"]
+    return label
+
+
+def value(server: Server, name: str, **labels: str) -> float:
+    """The sum of a metric's samples that carry these labels."""
+    return sum(number for (sample, pairs), number in server.metrics().items() if sample == name and labels.items() <= dict(pairs).items())
+
+
+def until(happened: Callable[[], bool], timeout_s: float = 60) -> None:
+    """Come back once that is so; a foreign process gives no event to wait for."""
+    deadline = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def test_a_full_queue_refuses_at_once_and_what_it_took_is_answered_rightly(tight: Server) -> None:
+    before = value(tight, "ortserve_refusals_total", reason="queue_full")
+    colours = [NAMES[index % 3] for index in range(24)]
+    together = threading.Barrier(len(colours))
+
+    def ask(colour: str) -> tuple[httpx.Response, float]:
+        together.wait()
+        return classify(tight, colour)
+
+    with ThreadPoolExecutor(len(colours)) as pool:
+        answers = list(pool.map(ask, colours))
+    taken = [(answer, at, colour) for (answer, at), colour in zip(answers, colours, strict=True) if answer.status_code == 200]
+    refused = [(answer, at) for answer, at in answers if answer.status_code == 429]
+    assert len(taken) + len(refused) == len(colours), sorted(answer.status_code for answer, _ in answers)
+    assert len(taken) >= 4
+    assert all(best(answer) == colour for answer, _, colour in taken)
+    assert len(refused) >= 8  # six fit: two that run and four that wait; a few more as those finish
+    assert all(answer.json()["error"]["code"] == "queue_full" for answer, _ in refused)
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer, _ in refused)
+    assert min(at for _, at in refused) < min(at for _, at, _ in taken)
+    assert value(tight, "ortserve_refusals_total", reason="queue_full") - before == len(refused)
+
+
+def test_a_request_of_more_pictures_than_a_batch_is_answered_in_order(tight: Server) -> None:
+    rows, batches = value(tight, "ortserve_batch_size_rows_sum"), value(tight, "ortserve_batch_size_rows_count")
+    colours = ["green", "blue", "red", "blue"]
+    answer = httpx.post(f"{tight.base_url}/classify_batch", files=many(colours), timeout=120)
+    assert [result["predictions"][0]["label"] for result in answer.json()["results"]] == colours
+    assert value(tight, "ortserve_batch_size_rows_sum") - rows == 4
+    assert value(tight, "ortserve_batch_size_rows_count") - batches >= 2
+
+
+def test_a_request_of_more_pictures_than_the_queue_ever_holds_is_not_told_to_come_back(tight: Server) -> None:
+    answer = httpx.post(f"{tight.base_url}/classify_batch", files=many(["red"] * 5), timeout=120)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "payload_too_large")
+
+
+def test_a_caller_that_leaves_costs_no_compute(tight: Server) -> None:
+    rows = value(tight, "ortserve_batch_size_rows_sum")
+    gone = value(tight, "bentoml_service_request_total", http_response_code="499")
+    with ThreadPoolExecutor(1) as pool:
+        others = pool.submit(httpx.post, f"{tight.base_url}/classify_batch", files=many(["red", "green", "blue", "red"]), timeout=120)
+        until(lambda: value(tight, "ortserve_queue_size_rows") == 2)  # two of the four run, two wait
+        body = picture("blue")
+        with socket.create_connection(("127.0.0.1", tight.port)) as leaver:
+            leaver.sendall(
+                f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+            )
+            until(lambda: value(tight, "ortserve_queue_size_rows") >= 3 or others.done())
+        assert not others.done(), "this machine is too slow or too fast for the test: the batch before the leaver was done"
+        until(lambda: value(tight, "bentoml_service_request_total", http_response_code="499") == gone + 1)
+        assert others.result().status_code == 200
+    assert value(tight, "ortserve_batch_size_rows_sum") - rows == 4  # never the leaver's
+    assert value(tight, "ortserve_queue_size_rows") == 0
+
+
+def test_a_missed_deadline_answers_504_and_computes_nothing_that_is_late(home: Path, tmp_path: Path) -> None:
+    mine = write_profile(tmp_path / "hasty.yaml", batching={"max_batch_size": 1}, limits={"request_timeout_ms": 50})
+    with Server(home, env={"ORTSERVE_PROFILE": mine, "ORTSERVE_MODEL": "slow"}) as server, ThreadPoolExecutor(6) as pool:
+        answers = [answer for answer, _ in pool.map(lambda colour: classify(server, colour), NAMES * 2)]
+        assert {(answer.status_code, answer.json()["error"]["code"]) for answer in answers} == {(504, "deadline_exceeded")}
+        until(lambda: value(server, "ortserve_batches_in_flight") == 0)
+        assert value(server, "ortserve_refusals_total", reason="deadline_exceeded") == 6
+        assert value(server, "ortserve_batch_size_rows_sum") <= 3  # a row that runs outlasts the deadlines behind it
+        assert httpx.get(f"{server.base_url}/readyz").status_code == 200
+
+
+def test_a_service_told_to_stop_answers_everything_it_has_read(home: Path, tmp_path: Path) -> None:
+    temp = tmp_path / "temp"
+    temp.mkdir()
+    mine = write_profile(tmp_path / "patient.yaml", batching={"max_batch_size": 1}, limits={"request_timeout_ms": 60_000})
+    env = {"ORTSERVE_PROFILE": mine, "ORTSERVE_MODEL": "slow", "TMPDIR": str(temp)}
+    with Server(home, env=env) as server, ThreadPoolExecutor(9) as pool:
+        asked: list[tuple[str, Future[tuple[httpx.Response, float]]]] = [
+            (colour, pool.submit(classify, server, colour)) for colour in NAMES * 2
+        ]
+        batch = pool.submit(httpx.post, f"{server.base_url}/classify_batch", files=many(["blue", "green"]), timeout=120)
+        until(lambda: value(server, "ortserve_queue_size_rows") == 7)  # eight rows: one runs
+        server.process.send_signal(signal.SIGTERM)
+        for colour, future in asked:
+            answer, _ = future.result()
+            assert answer.status_code == 200, answer.text
+            assert best(answer) == colour
+        assert [result["predictions"][0]["label"] for result in batch.result().json()["results"]] == ["blue", "green"]
+        assert server.wait_exit() == 0
+        assert server.processes() == []
+        assert [path.name for path in temp.iterdir()] == []
+        assert "Traceback" not in server.log()
