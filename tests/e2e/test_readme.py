@@ -49,7 +49,8 @@ class Walk:
                 shutil.copy2(ROOT / name, self.checkout / name)
         venv = self.checkout / ".venv"  # the environment this test runs in, under the name README gives it
         venv.mkdir()
-        (venv / "bin").symlink_to(Path(sys.prefix) / "bin")
+        for name in ("bin", "lib", "pyvenv.cfg"):
+            (venv / name).symlink_to(Path(sys.prefix) / name)
         for stamp in (".python", ".uv", ".serving", ".setup"):
             (venv / stamp).touch()
         path = os.pathsep.join((str(venv / "bin"), os.environ["PATH"]))
