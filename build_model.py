@@ -37,7 +37,9 @@ def parse_precisions(text: str) -> tuple[Precision, ...]:
 
 
 def main(
-    source: Annotated[str, typer.Argument(help="digits, a torchvision classification model (resnet50), FILE.py:FACTORY, or MODEL.onnx")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="digits, a torchvision classification model (resnet50), FILE.py:FACTORY, or MODEL.onnx")
+    ],
     name: Annotated[str | None, typer.Option(help="Name in the store.  [default: from SOURCE]")] = None,
     version: Annotated[str | None, typer.Option(help="Version in the store.  [default: a new one by BentoML's scheme]")] = None,
     weights: Annotated[
