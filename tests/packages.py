@@ -55,9 +55,7 @@ def add_package(home: Path, tag: str, *, seconds_per_row: float = 0.0, precision
         preprocessing=Preprocessing(mode="stretch", height=_SIZE, width=_SIZE, mean=(0, 0, 0), std=(1, 1, 1)),
         max_batch=max_batch,
         variants={
-            precision: Variant(
-                file=file.name, sha256=sha256_of(file), size_bytes=file.stat().st_size, nodes=1, opset=_OPSET, parity=report
-            )
+            precision: Variant(file=file.name, sha256=sha256_of(file), size_bytes=file.stat().st_size, nodes=1, opset=_OPSET, parity=report)
         },
         source=Source(kind="onnx", reference="made by a test", weights="none"),
         versions={},
