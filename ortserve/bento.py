@@ -23,6 +23,8 @@ from ortserve.errors import ModelError, StartupError
 from ortserve.profile import Profile
 
 if TYPE_CHECKING:
+    from bentoml import Bento
+
     from ortserve.edge import App
     from ortserve.model import ServedModel
 
@@ -69,6 +71,13 @@ class OrtService(Service[Any]):
         """The profile `service.py` read."""
         profile: Profile = self.inner.profile
         return profile
+
+    def on_load_bento(self, bento: Bento) -> None:
+        """Take the bento's pinned models, exiting with one line where one is not in the store: BentoML would ask its cloud."""
+        super().on_load_bento(bento)
+        with exit_with_one_line():
+            for info in bento.info.all_models:
+                _stored(info.tag)
 
     def selected(self) -> Any:
         """The stored model to serve: in a bento one of its own list, else the one ORTSERVE_MODEL names. Raises ModelError."""

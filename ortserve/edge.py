@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
@@ -107,20 +108,19 @@ class Edge:
         template, route, request = self._match(method, scope["path"], headers, incoming.receive, scope["query_string"])
         answer = _Answer(send, request_id, incoming, head=scope["method"] == "HEAD")
         self._metrics.request_started(template)
-        try:
-            if self._tracer is None:
+        with nullcontext() if self._tracer is None else self._tracer.server_span(scope, route=template) as request.span:
+            try:
                 await self._respond(template, route, request, scope, answer)
-            else:
-                with self._tracer.server_span(scope, route=template) as span:
-                    request.span = span
-                    await self._respond(template, route, request, scope, answer)
-                    span.set_status(answer.status)
-        finally:
-            seconds = time.perf_counter() - started
-            self._metrics.request_finished(template, answer.status, seconds)
-            if self._access_log:
-                logs.access(method=scope["method"], endpoint=template, status=answer.status, seconds=seconds, sent_bytes=answer.sent_bytes)
-            logs.request_id.reset(token)
+            finally:
+                seconds = time.perf_counter() - started
+                self._metrics.request_finished(template, answer.status, seconds)
+                if request.span is not None:
+                    request.span.set_status(answer.status)
+                if self._access_log:
+                    logs.access(
+                        method=scope["method"], endpoint=template, status=answer.status, seconds=seconds, sent_bytes=answer.sent_bytes
+                    )
+                logs.request_id.reset(token)
 
     def _match(
         self, method: str, path: str, headers: dict[bytes, bytes], receive: Receive, query_string: bytes
