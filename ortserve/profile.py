@@ -147,6 +147,8 @@ def load(reference: str) -> Profile:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if is_file and not path.is_absolute():  # BentoML has changed to the service's folder, wherever the command was given
+            raise ProfileError(f"profile {reference!r} not found in {Path.cwd()}, the service's folder: give its absolute path") from None
         raise ProfileError(
             f"profile {reference!r} not found: expected one of {', '.join(shipped_names())}, or the path of a .yaml file"
         ) from None

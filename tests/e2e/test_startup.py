@@ -70,6 +70,7 @@ COLOURS = {"ORTSERVE_MODEL": "colours"}
 CASES = {
     "unknown profile": Case({"ORTSERVE_PROFILE": "fastest"}, "expected one of default, edge, latency, throughput"),
     "missing profile file": Case({"ORTSERVE_PROFILE": "FILES/none.yaml"}, "none.yaml' not found"),
+    "relative profile file": Case({"ORTSERVE_PROFILE": "./none.yaml"}, "the service's folder: give its absolute path"),
     "misspelled key": Case(MINE, "did you mean 'workers'?", profile_file(execution("CPUExecutionProvider") + "wokers: 2\n")),
     "only CUDA": Case({**MINE, **COLOURS}, "there is no NVIDIA GPU", lambda home, files: (
         package(home), profile_file(execution("CUDAExecutionProvider"))(home, files))),
