@@ -88,9 +88,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(home: Path, folder: Path, receiver: Receiver, **sections: Any) -> Server:
     """A service of `colours` whose profile has these sections; it knows of the receiver whether it traces or not."""
     mine = write_profile(folder / "mine.yaml", batching={"max_batch_size": 4, "max_queue_size": 8}, **sections)
-    return Server(
-        home, env={"ORTSERVE_PROFILE": mine, "ORTSERVE_MODEL": "colours", "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint}
-    )
+    return Server(home, env={"ORTSERVE_PROFILE": mine, "ORTSERVE_MODEL": "colours", "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint})
 
 
 @dataclass

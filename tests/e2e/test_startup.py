@@ -184,7 +184,7 @@ def test_a_service_whose_first_worker_cannot_start_ends_instead_of_starting_it_f
 def test_a_service_told_to_stop_while_its_worker_starts_stops_well(tmp_path: Path, digits_home: Path) -> None:
     server = Server(digits_home, env={"TMPDIR": str(tmp_path)})
     try:
-        until(lambda: len(server.processes()) > 1 and "serving digits" in server.log())
+        until(lambda: "listening on" in server.log())  # the worker is a process; a signal while it is being made is lost to BentoML
         server.process.terminate()
         assert server.wait_exit() == 0
         assert "error:" not in server.log()
