@@ -31,9 +31,9 @@ class ModelService:
 
     @bentoml.on_deployment
     @staticmethod
-    def check() -> None:
-        """Try the start before any worker exists."""
-        cast(OrtService, ModelService).check_startup()
+    def begin() -> None:
+        """Before any worker exists."""
+        cast(OrtService, ModelService).begin()
 
     @bentoml.api
     async def classify(self, image: Picture, top_k: TopK = None) -> Classification:

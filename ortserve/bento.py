@@ -20,7 +20,7 @@ from bentoml.models import BentoModel
 
 from ortserve import first_worker, logs, multiprocess, openapi, readiness, startup, tracing
 from ortserve.errors import ModelError, StartupError
-from ortserve.profile import Profile
+from ortserve.profile import Execution, Profile
 
 if TYPE_CHECKING:
     from bentoml import Bento
@@ -94,41 +94,36 @@ class OrtService(Service[Any]):
             )
         return _stored(tag)
 
-    def check_startup(self) -> None:
-        """Try the start in a child process before any worker exists; exits with one line and status 1 where it cannot work."""
+    def begin(self) -> None:
+        """In the parent, before any worker exists: the model is chosen, the run folder made, the first worker watched."""
+        logs.configure(self.profile.logging)
         with exit_with_one_line():
-            logs.configure(self.profile.logging)
-            stored = self.selected()
-            reference = os.environ.get(startup.PROFILE_ENV) or "default"
-            tried = startup.probe(Path(stored.path), self.profile, reference)
-        os.environ[startup.EXECUTION_ENV] = str(tried.index)
+            self.selected()
         first_worker.watch(readiness.create_run_folder())
-        for reason in tried.skipped:
-            logger.info("next execution of profile %s: %s", self.profile.name, reason)
-        logger.info("serving %s, %s, on %s, profile %s", stored.tag, tried.precision, tried.provider, self.profile.name)
 
     @cached_property
     def served(self) -> ServedModel:
-        """The open model of this worker process, warm, on a confirmed provider."""
+        """The open model of this worker process, warm, on a confirmed provider. Raises StartupError."""
         from ortserve.metrics import Metrics  # imported late: prometheus_client looks for its folder when it is imported
-        from ortserve.model import ServedModel  # imported late: the parent process needs no ONNX Runtime
+        from ortserve.model import ServedModel, onnxruntime_version  # imported late: the parent process needs no ONNX Runtime
 
-        with exit_with_one_line():
-            stored = self.selected()
-            self.metrics = Metrics(
-                service=self.bento.tag.name if self.bento else self.name,
-                version=(self.bento.tag.version if self.bento else None) or "not available",
-                runner=self.name,
-            )
-            served = ServedModel(
+        stored = self.selected()
+        self.metrics = Metrics(
+            service=self.bento.tag.name if self.bento else self.name,
+            version=(self.bento.tag.version if self.bento else None) or "not available",
+            runner=self.name,
+        )
+
+        def open_model(execution: Execution) -> ServedModel:
+            return ServedModel(
                 folder=Path(stored.path),
                 version=stored.tag.version or "",
                 profile=self.profile,
-                execution=startup.chosen_execution(self.profile),
+                execution=execution,
                 observer=self.metrics.for_model(stored.tag.name),
             )
-        import onnxruntime
 
+        served = startup.open_agreed(readiness.run_folder(), self.profile, open_model)
         self.metrics.describe(
             model=served.name,
             version=served.version,
@@ -136,8 +131,9 @@ class OrtService(Service[Any]):
             precision=served.precision,
             sha256=served.manifest.variants[served.precision].sha256,
             provider=served.session.provider,
-            onnxruntime_version=onnxruntime.__version__,
+            onnxruntime_version=onnxruntime_version(),
         )
+        logger.info("serving %s, %s, on %s, profile %s", stored.tag, served.precision, served.session.provider, self.profile.name)
         return served
 
     async def call(self, path: str, files: Sequence[Path], **parameters: Any) -> dict[str, Any]:
@@ -152,14 +148,16 @@ class OrtService(Service[Any]):
     def to_asgi(self, is_main: bool = True) -> App:
         """The worker's application: our edge in front of BentoML's."""
         logs.configure(self.profile.logging)
-        with exit_with_one_line():
-            app = self._edge(is_main=is_main)
+        folder = readiness.run_folder()
+        try:
+            app = self._edge(folder, is_main=is_main)
+        except StartupError as error:
+            raise SystemExit(readiness.report_failure(folder, f"error: {error}")) from None
         for middleware, options in reversed(self.middlewares):
             app = middleware(app, **options)
         return app
 
-    def _edge(self, *, is_main: bool) -> App:
-        folder = readiness.run_folder()
+    def _edge(self, folder: Path, *, is_main: bool) -> App:
         multiprocess.enter(folder / "metrics")
         from starlette.routing import Mount
 

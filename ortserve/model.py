@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import onnxruntime as ort
+
 from ortserve import tasks
 from ortserve.batching import Batcher, Observer, Ticket
 from ortserve.cpus import available_cpus
@@ -47,6 +49,12 @@ class Answer:
     decode_s: float
     queue_s: float
     inference_s: float
+
+
+def onnxruntime_version() -> str:
+    """The version of ONNX Runtime that runs the models."""
+    version: str = ort.__version__
+    return version
 
 
 def choose_precision(manifest: Manifest, execution: Execution) -> Precision:

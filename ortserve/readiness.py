@@ -13,6 +13,7 @@ from ortserve import multiprocess
 RUN_FOLDER_ENV = "ORTSERVE_RUN_FOLDER"  # set by the parent process for its workers
 _PREFIX = "ortserve"
 _EVER = "ever_ready"
+_FAILED = "failed"
 
 
 def create_run_folder() -> Path:
@@ -35,6 +36,24 @@ def create_run_folder() -> Path:
 def ever_ready(folder: Path) -> bool:
     """True once any worker of that run folder was warm, whatever became of it."""
     return (folder / _EVER).exists()
+
+
+def report_failure(folder: Path, line: str) -> int | str:
+    """What to leave a worker with that cannot start: 1 where its parent says the line, whatever number of workers fail; else the line."""
+    if f".{multiprocess.process_id(os.getpid())}." in folder.name:
+        return line  # this process made the folder: there is no parent
+    fresh = folder / f"{_FAILED}.{os.getpid()}"
+    fresh.write_text(line, encoding="utf-8")
+    fresh.replace(folder / _FAILED)
+    return 1
+
+
+def failure(folder: Path) -> str | None:
+    """The line a worker left that could not start; None where none did."""
+    try:
+        return (folder / _FAILED).read_text(encoding="utf-8")
+    except OSError:
+        return None
 
 
 def run_folder() -> Path:

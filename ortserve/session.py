@@ -94,8 +94,8 @@ class Session:
         session.disable_fallback()
         if (active := session.get_providers()[0]) != provider:
             raise ProviderError(
-                f"profile asks for {provider}, but the session runs on {active}: no usable device or its libraries are missing; "
-                f"mend that, or choose a profile whose execution names {active}"
+                f"profile asks for {provider}, but the session runs on {active}: no usable device or its libraries are missing, "
+                f"as onnxruntime wrote above; mend that, or choose a profile whose execution names {active}"
             )
         return cls(session, execution, outputs)
 
