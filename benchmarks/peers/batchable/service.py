@@ -32,7 +32,7 @@ class Batchable:
         self.session = Session.open(self.manifest.verified_path(folder, "fp32"), EXECUTION, outputs=["probabilities"])
         self.session.warm_up([1, EXECUTION.batching.max_batch_size])
 
-    @bentoml.api(batchable=True, max_batch_size=max(2, EXECUTION.batching.max_batch_size), max_latency_ms=60_000)
+    @bentoml.api(batchable=True, max_batch_size=max(2, EXECUTION.batching.max_batch_size), max_latency_ms=int(LIMITS.request_timeout_ms))
     def classify(self, image: list[Annotated[Path, ContentType("image/*")]]) -> list[dict[str, Any]]:
         """Decode and classify one batch."""
         pixels = np.stack([images.load(one.read_bytes(), self.manifest.preprocessing, LIMITS, decoder="exact") for one in image])
