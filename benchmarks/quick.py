@@ -217,7 +217,8 @@ def table(result: dict[str, Any]) -> str:
             p50, p99, cpu = (one[key]["median"] for key in ("p50_ms", "p99_ms", "server_cpu_s_per_request"))
             lines.append(
                 f"| {level} | {shown} | {rate['median']:.1f} ({rate['min']:.1f} to {rate['max']:.1f}) "
-                f"| {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}) | {p50:.0f} | {p99:.0f} | {cpu * 1000:.0f} | {one['failed']} |"
+                f"| {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}) "
+                f"| {p50:.0f} | {p99:.0f} | {cpu * 1000:.0f} | {one['failed']} |"
             )
     lines += ["", "| start | seconds to ready | memory (PSS), MiB |", "|---|---|---|"]
     shown_starts = {"ours_digits": "this service, `digits`", "empty_bentoml": "an empty `bentoml serve`"}
