@@ -48,6 +48,7 @@ test: $(VENV)/.setup $(VENV)/.openvino ## every test that needs no GPU (PYTEST_A
 .PHONY: bench-quick
 bench-quick: $(VENV)/.setup ## throughput over bare session.run, start-up and memory, in some ten minutes on an idle machine
 	$(BIN)/python -m benchmarks.quick
+	$(BIN)/python -m benchmarks.overhead
 
 .PHONY: lock
 lock: $(VENV)/.uv ## resolve requirements/*.in again into *.txt; LOCK_ARGS="--upgrade" or "--upgrade-package NAME"

@@ -22,7 +22,7 @@ import yaml
 from PIL import Image
 
 from ortserve.profile import SHIPPED
-from tests.serving import ROOT, Server
+from tests.serving import ROOT, Server, until
 
 pytestmark = pytest.mark.e2e
 
@@ -547,16 +547,6 @@ def gone(server: Server) -> float:
         for (name, labels), value in server.metrics().items()
         if name == "bentoml_service_request_total" and ("http_response_code", "499") in labels
     )
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Come back once another process did what is expected; there is no event to wait for."""
-    pause = threading.Event()
-    for _ in range(400):
-        if condition():
-            return
-        pause.wait(0.025)
-    raise AssertionError("it did not happen")
 
 
 def test_a_caller_that_leaves_in_the_middle_of_its_body(client: httpx.Client, strict: Server) -> None:  # noqa: ARG001

@@ -6,8 +6,7 @@ import gzip
 import json
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +20,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from ortserve.catalogue import CATALOGUE
 from tests.packages import add_package, picture, write_profile
-from tests.serving import Server
+from tests.serving import Server, until
 
 pytestmark = pytest.mark.e2e
 
@@ -252,14 +251,6 @@ def test_the_access_log_has_one_line_for_each_request(told: Told) -> None:
 
 
 # --- traces ----------------------------------------------------------------------------------------------------------
-
-
-def until(happened: Callable[[], bool], timeout_s: float = 60) -> None:
-    """Come back once that is so; a foreign process gives no event to wait for."""
-    deadline = time.monotonic() + timeout_s
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def traced(server: Server, trace_id: str, *, sampled: bool = True) -> httpx.Response:

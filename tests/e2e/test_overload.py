@@ -5,8 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import httpx
 import pytest
 
 from tests.packages import COLOURS, add_package, picture, write_profile
-from tests.serving import Server
+from tests.serving import Server, until
 
 pytestmark = pytest.mark.e2e
 
@@ -59,14 +58,6 @@ def best(answer: httpx.Response) -> str:
 def value(server: Server, name: str, **labels: str) -> float:
     """The sum of a metric's samples that carry these labels."""
     return sum(number for (sample, pairs), number in server.metrics().items() if sample == name and labels.items() <= dict(pairs).items())
-
-
-def until(happened: Callable[[], bool], timeout_s: float = 60) -> None:
-    """Come back once that is so; a foreign process gives no event to wait for."""
-    deadline = time.monotonic() + timeout_s
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def test_a_full_queue_refuses_at_once_and_what_it_took_is_answered_rightly(tight: Server) -> None:

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tests.packages import add_package, write_profile
-from tests.serving import ROOT, Server, bentoml_environment
+from tests.serving import ROOT, Server, bentoml_environment, until
 
 pytestmark = pytest.mark.e2e
 
@@ -150,14 +150,6 @@ def test_a_start_that_cannot_work_leaves_nothing_behind(ends: dict[str, End], na
 
 
 # --- a worker that cannot start although its parent could ------------------------------------------------------------
-
-
-def until(happened: Callable[[], bool], timeout_s: float = 60) -> None:
-    """Come back once that is so; a foreign process gives no event to wait for."""
-    deadline = time.monotonic() + timeout_s
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def test_a_service_whose_first_worker_cannot_start_ends_instead_of_starting_it_for_ever(tmp_path: Path) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ import psutil
 import pytest
 
 from tests.packages import add_package, picture, write_profile
-from tests.serving import Server
+from tests.serving import Server, until
 
 pytestmark = pytest.mark.e2e
 
@@ -85,14 +84,6 @@ def classify(server: Server, count: int) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(one, range(count))) == {"green"}
-
-
-def until(happened: Callable[[], bool], timeout_s: float = 90) -> None:
-    """Come back once that is so; a foreign process gives no event to wait for."""
-    deadline = time.monotonic() + timeout_s
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def test_ready_means_that_all_are_warm(pair: Pair) -> None:
