@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -13,9 +14,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
+import numpy as np
 import psutil
 import pytest
+import torch
+import torchvision
+from PIL import Image
 
 from benchmarks.publish import PAGES, published
 from tests.serving import ROOT, bentoml_environment, free_port
@@ -87,6 +94,14 @@ class Walk:
         code = code.replace("localhost:3000", f"localhost:{self.port}")
         return self.type(f"python - <<'END'\n{code}\nEND")
 
+    def classify(self, picture: bytes, top_k: int) -> list[dict[str, Any]]:
+        """The predictions of the running server for one PNG."""
+        answer = httpx.post(
+            f"http://localhost:{self.port}/classify?top_k={top_k}", content=picture, headers={"content-type": "image/png"}, timeout=60
+        )
+        predictions: list[dict[str, Any]] = answer.raise_for_status().json()["predictions"]
+        return predictions
+
     def get(self, path: str) -> bytes:
         """The body of a GET request to the running server."""
         with urllib.request.urlopen(f"http://localhost:{self.port}{path}", timeout=10) as answer:
@@ -129,6 +144,33 @@ def walk(tmp_path: Path) -> Iterator[Walk]:
         reader.stop()
 
 
+def assert_resnet50_answers_as_torchvision(walk: Walk) -> None:
+    """Every probability of a picture over HTTP is PyTorch's, after torchvision's own transform, within 1e-4."""
+    torch.manual_seed(0)
+    model = torchvision.models.resnet50(weights=None).eval()
+    weights = torchvision.models.ResNet50_Weights.DEFAULT
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 401, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    with torch.inference_mode():
+        expected = model(weights.transforms()(image)[None]).softmax(1)[0].numpy()
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    answered = np.zeros(1000, np.float32)
+    for prediction in walk.classify(buffer.getvalue(), 1000):
+        answered[prediction["class_id"]] = prediction["score"]
+        assert prediction["label"] == weights.meta["categories"][prediction["class_id"]]
+    np.testing.assert_allclose(answered, expected, atol=1e-4, rtol=0)
+
+
+def assert_colours_are_right(walk: Walk) -> None:
+    """The research checkpoint, packaged with one command, names the colour of its pictures over HTTP."""
+    walk.type("ORTSERVE_MODEL=colours bentoml serve")
+    pictures = sorted((walk.checkout / "build" / "colours" / "pictures").glob("*.png"))[::8]
+    right = [walk.classify(path.read_bytes(), 1)[0]["label"] == path.name.split("_")[0] for path in pictures]
+    assert len(right) == 30
+    assert sum(right) >= 29
+
+
 def test_every_command_runs_in_order(walk: Walk) -> None:
     said: dict[str, str] = {}
     for language, block in BLOCKS:
@@ -139,7 +181,9 @@ def test_every_command_runs_in_order(walk: Walk) -> None:
             if line and not line.startswith("#"):
                 said[line] = walk.type(line)
                 if "ORTSERVE_MODEL=resnet50" in line:
-                    assert json.loads(walk.get("/models"))["models"][0]["name"] == "resnet50"
+                    assert_resnet50_answers_as_torchvision(walk)
+                if "--name colours" in line:
+                    assert_colours_are_right(walk)
                     walk.type("make serve")  # the commands below speak of digits again
     assert json.loads(said["curl -F image=@examples/seven.png localhost:3000/classify"])["predictions"][0]["label"] == "7"
     assert "'label': '7'" in said["python"]
