@@ -192,7 +192,8 @@ class OrtService(Service[Any]):
     @property
     def openapi_spec(self) -> Any:
         """BentoML's OpenAPI document, completed with what our edge adds: GET paths, raw bodies, query parameters, errors."""
-        return openapi.complete(super().openapi_spec, inspect.getdoc(self.inner) or "")
+        version = (self.bento.tag.version if self.bento else None) or "checkout"
+        return openapi.complete(super().openapi_spec, inspect.getdoc(self.inner) or "", version)
 
 
 def _stored(tag: Tag) -> Any:

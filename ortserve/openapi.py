@@ -34,8 +34,8 @@ _GET_PATHS = {
 }
 
 
-def complete(spec: OpenAPISpecification, description: str) -> OpenAPISpecification:
-    """The same document with every path the edge answers, each with our error shape; `description` is shown at its head."""
+def complete(spec: OpenAPISpecification, description: str, version: str) -> OpenAPISpecification:
+    """The same document with every path the edge answers, each with our error shape; `description` and `version` stand at its head."""
     written = spec.asdict()
     paths: dict[str, Any] = {path: {"post": _predict(item["post"])} for path, item in written["paths"].items() if "post" in item}
     for path, (summary, errors) in _GET_PATHS.items():
@@ -46,7 +46,7 @@ def complete(spec: OpenAPISpecification, description: str) -> OpenAPISpecificati
     return attrs.evolve(
         spec,
         openapi="3.1.0",  # pydantic writes its JSON Schema; BentoML says 3.0, which knows no null
-        info=attrs.evolve(spec.info, description=description, contact=None),
+        info=attrs.evolve(spec.info, description=description, contact=None, version=version),
         paths={path: PathItem(**item) for path, item in paths.items()},
         components=cast(Any, {"schemas": schemas}),  # what asdict() wrote goes back as it is
     )
