@@ -1,4 +1,4 @@
-"""The seam to BentoML: a `Service` that pins its model, tries its start in a child, and puts our edge in front of BentoML's app."""
+"""The seam to BentoML: a `Service` that pins its model, watches its first worker's start, and puts our edge in front of BentoML's app."""
 
 from __future__ import annotations
 

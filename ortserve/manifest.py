@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ortserve.errors import ModelError
 
 MANIFEST_FILENAME = "manifest.json"
-SCHEMA_VERSION = 1
 
 Precision = Literal["fp32", "fp16", "int8"]
 
