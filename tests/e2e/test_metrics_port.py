@@ -103,7 +103,9 @@ def test_nothing_else_is_there(apart: Apart, path: str) -> None:
     assert b'{"error":{"code":"not_found"' in answer
 
 
-@pytest.mark.parametrize("sent", [b"POST /metrics HTTP/1.1\r\ncontent-length: 0\r\n\r\n", b"\x16\x03\x01 no request\r\n\r\n", b"GET\r\n\r\n"])
+@pytest.mark.parametrize(
+    "sent", [b"POST /metrics HTTP/1.1\r\ncontent-length: 0\r\n\r\n", b"\x16\x03\x01 no request\r\n\r\n", b"GET\r\n\r\n"]
+)
 def test_what_is_no_get_is_refused_in_the_one_shape(apart: Apart, sent: bytes) -> None:
     with socket.create_connection(("127.0.0.1", apart.port), timeout=60) as connection:
         connection.sendall(sent)
