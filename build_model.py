@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from ortserve.errors import OrtServeError
-from ortserve.export.options import Options, ResizeMode
+from ortserve.export.options import Options, ResizeMode, Task
 from ortserve.manifest import Precision
 
 Triple = tuple[float, float, float]
@@ -40,6 +40,7 @@ def main(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="digits, a torchvision classification model (resnet50), FILE.py:FACTORY, or MODEL.onnx")
     ],
+    task: Annotated[Task | None, typer.Option(help="What the model is for.  [default: what SOURCE says]")] = None,
     name: Annotated[str | None, typer.Option(help="Name in the store.  [default: from SOURCE]")] = None,
     version: Annotated[str | None, typer.Option(help="Version in the store.  [default: a new one by BentoML's scheme]")] = None,
     weights: Annotated[
@@ -70,6 +71,7 @@ def main(
     """Package a model: load, export, simplify, convert, verify against the original, save."""
     options = Options(
         source=source,
+        task=task,
         name=name,
         version=version,
         weights=weights,

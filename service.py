@@ -38,9 +38,9 @@ class ModelService:
     @bentoml.api
     async def classify(self, image: Picture, top_k: TopK = None) -> Classification:
         """Classify one picture: a file in the form field `image`, or its bytes as the body with Content-Type: image/*."""
-        return Classification.model_validate(await self.bento_service.call("/classify", [image], top_k=top_k))
+        return Classification.model_validate(await self.bento_service.call("/classify", image=image, top_k=top_k))
 
     @bentoml.api
     async def classify_batch(self, images: list[Picture], top_k: TopK = None) -> BatchClassification:
         """Classify many pictures: an answer or an error for each, in the order they were sent."""
-        return BatchClassification.model_validate(await self.bento_service.call("/classify_batch", images, top_k=top_k))
+        return BatchClassification.model_validate(await self.bento_service.call("/classify_batch", images=images, top_k=top_k))

@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,6 +66,8 @@ def exit_with_one_line() -> Iterator[None]:
 
 class OrtService(Service[Any]):
     """A BentoML service around one packaged model. `inner.profile` decides how it runs."""
+
+    apis: dict[str, Any]  # BentoML's own: its typed methods by name
 
     @property
     def profile(self) -> Profile:
@@ -153,14 +155,13 @@ class OrtService(Service[Any]):
         logger.info("serving %s, %s, on %s, profile %s", stored.tag, served.precision, served.session.provider, self.profile.name)
         return served
 
-    async def call(self, path: str, files: Sequence[Path], **parameters: Any) -> dict[str, Any]:
-        """What the endpoint answers to these files, for callers in this process; HTTP requests take the edge's way."""
-        from ortserve import routes
+    async def call(self, path: str, **fields: Any) -> Any:
+        """What the endpoint answers to these fields, for callers in this process; HTTP requests take the edge's way."""
+        from ortserve import requests, routes
 
         endpoint = next(endpoint for endpoint in self.served.task.endpoints if endpoint.path == path)
-        payloads = [await asyncio.to_thread(file.read_bytes) for file in files]
-        fields = {name: str(value) for name, value in parameters.items() if value is not None}
-        return (await routes.respond(self.served, endpoint, payloads, fields))[0]
+        payloads, parameters = await asyncio.to_thread(requests.from_fields, endpoint.takes, fields)
+        return (await routes.respond(self.served, endpoint, payloads, parameters))[0]
 
     def to_asgi(self, is_main: bool = True) -> App:
         """The worker's application: our edge in front of BentoML's."""
@@ -189,6 +190,8 @@ class OrtService(Service[Any]):
         self.inject_config()
         if readiness.made_here(folder):  # there is no parent to do it
             self._open_metrics_port(folder)
+        offered = {endpoint.path for endpoint in self.served.task.endpoints}
+        self.apis = {name: api for name, api in self.apis.items() if api.route in offered}  # of every task; this model has one
         ready = readiness.Readiness(folder, self.profile.workers)
         tracer = tracing.configure(self.profile.tracing, service_name=self.name, service_version=self.served.version)
 

@@ -52,7 +52,7 @@ class Preprocessing(_Facts):
 class Difference(_Facts):
     """How far one output is from its reference over all checked rows."""
 
-    max_abs: float  # logits: relative to the reference's range; probabilities: absolute
+    max_abs: float  # absolute, or relative to the reference's range where the output has no fixed one (logits)
     cosine_min: float  # smallest cosine similarity of any row
     limit: float  # on max_abs
     passed: bool
@@ -63,18 +63,17 @@ class BatchCheck(_Facts):
 
     inputs: str  # "noise", "black", "white", "pictures", "calibration"
     batch: int
-    logits: Difference
-    probabilities: Difference
+    outputs: dict[str, Difference]  # by the name of the output
     finite: bool  # no NaN, no Inf
 
 
 class Agreement(_Facts):
-    """Top-1 agreement with the reference. Counts only on >= 200 pictures with >= 5 predicted classes; else `value` is None."""
+    """How often the file says the same as the reference, on samples like those that will be served."""
 
-    value: float | None  # 0..1; None reads "not measurable"
+    measure: str  # "top-1 agreement"; what it means stands in the task's file under `export/tasks`
+    value: float | None  # 0..1; None reads "not measurable", `note` says why
     limit: float
-    pictures: int
-    classes: int  # distinct classes the reference predicts on them
+    samples: int
     passed: bool
     note: str
 
@@ -118,8 +117,9 @@ class Manifest(_Facts):
     task: str  # a module of `ortserve/tasks`, named as in Hugging Face's task list: "image-classification"
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    labels: tuple[str, ...]
-    preprocessing: Preprocessing
+    labels: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None  # of pictures
+    files: dict[str, str] = {}  # what the package holds beside its ONNX files: plain file name -> sha256
     max_batch: int = Field(gt=0)  # the largest batch that was verified; the batcher never exceeds it
     variants: dict[Precision, Variant]
     source: Source
@@ -149,9 +149,9 @@ class Manifest(_Facts):
                 f"{MANIFEST_FILENAME} of {folder.parent.name}:{folder.name} is damaged at "
                 f"{'.'.join(str(part) for part in first['loc']) or 'its start'}: {first['msg']}; build or import the model again"
             ) from None
-        for variant in manifest.variants.values():
-            if Path(variant.file).name != variant.file:
-                raise ModelError(f"{MANIFEST_FILENAME} names {variant.file!r}: expected a file name inside the package; build it again")
+        for file in (*(variant.file for variant in manifest.variants.values()), *manifest.files):
+            if Path(file).name != file:
+                raise ModelError(f"{MANIFEST_FILENAME} names {file!r}: expected a file name inside the package; build it again")
         return manifest
 
     def verified_path(self, folder: Path, precision: Precision) -> Path:
@@ -162,14 +162,22 @@ class Manifest(_Facts):
         if precision not in self.variants:
             raise ModelError(f"model {self.name} has no {precision} variant, only {', '.join(self.variants)}: build it with --precision")
         variant = self.variants[precision]
-        path = folder / variant.file
+        return self._verified(folder, variant.file, variant.sha256)
+
+    def verified_file(self, folder: Path, name: str) -> Path:
+        """The package's further file of that name, checked as `verified_path` checks. Raises ModelError, also where there is none."""
+        if name not in self.files:
+            raise ModelError(f"model {self.name} has no file {name}, which its task {self.task} needs: build it again")
+        return self._verified(folder, name, self.files[name])
+
+    def _verified(self, folder: Path, name: str, sha256: str) -> Path:
+        path = folder / name
         if path.is_symlink() or not path.is_file():
-            raise ModelError(f"model {self.name} lacks its file {variant.file}: the package is damaged; build or import it again")
+            raise ModelError(f"model {self.name} lacks its file {name}: the package is damaged; build or import it again")
         actual = sha256_of(path)
-        if actual != variant.sha256:
+        if actual != sha256:
             raise ModelError(
-                f"model {self.name}: {variant.file} is damaged: expected sha256 {variant.sha256[:12]}…, found {actual[:12]}…; "
-                "build or import it again"
+                f"model {self.name}: {name} is damaged: expected sha256 {sha256[:12]}…, found {actual[:12]}…; build or import it again"
             )
         return path
 

@@ -21,8 +21,9 @@ from ortserve.errors import ModelError, PayloadTooLarge, RequestError, ServingEr
 from ortserve.manifest import Manifest, Precision
 from ortserve.profile import Batching, Execution, Profile
 from ortserve.session import Session
+from ortserve.tasks.row import Row
 
-Payload = bytes | memoryview | RequestError  # what a caller sent as one payload, or why it cannot be one
+Refusal = RequestError | ServingError  # why a payload has no answer
 
 
 class ModelObserver(Observer, Protocol):
@@ -103,7 +104,7 @@ class ServedModel:
         self.version = version
         self.execution = execution
         self.precision = choose_precision(self.manifest, execution)
-        self.task = tasks.load(self.manifest, profile)
+        self.task = tasks.load(self.manifest, folder, profile)
         self.session = open_session(folder, self.manifest, execution, self.task.outputs)
         self.batching = effective_batching(self.manifest, execution.batching)
         self.batcher = Batcher(self.session, self.batching, observer=observer)
@@ -117,16 +118,8 @@ class ServedModel:
         """The package's name."""
         return self.manifest.name
 
-    async def predict(self, payload: Payload, parameters: Any) -> Answer:
-        """The answer to one payload. Raises RequestError for what is the sender's fault, ServingError for what is not."""
-        if isinstance(payload, RequestError):
-            raise payload
-        deadline = time.monotonic() + self._timeout_s
-        with self._counting_refusals(), self.batcher.admit(1, deadline=deadline) as ticket:
-            return await self._answer(ticket, payload, parameters)
-
-    async def predict_many(self, payloads: Sequence[Payload], parameters: Any) -> list[Answer | RequestError | ServingError]:
-        """An answer or an error for each payload, in order.
+    async def predict(self, payloads: Sequence[Any], parameters: Any) -> list[Answer | Refusal]:
+        """An answer or an error for each payload, in order; a RequestError among the payloads is its own answer.
 
         Raises QueueFull where not all of them have a place, PayloadTooLarge where they never can: none is computed then.
         """
@@ -136,35 +129,49 @@ class ServedModel:
         with ExitStack() as places:
             with self._counting_refusals():
                 tickets = [places.enter_context(self.batcher.admit(1, deadline=deadline)) for _ in payloads]
-            return await asyncio.gather(
-                *(self._answer_or_error(ticket, payload, parameters) for ticket, payload in zip(tickets, payloads, strict=True))
-            )
+            step = self.task.payloads_per_job
+            jobs = [
+                self._job(tickets[start : start + step], payloads[start : start + step], parameters)
+                for start in range(0, len(payloads), step)
+            ]
+            return await jobs[0] if len(jobs) == 1 else [answer for answers in await asyncio.gather(*jobs) for answer in answers]
 
-    async def _answer_or_error(self, ticket: Ticket, payload: Payload, parameters: Any) -> Answer | RequestError | ServingError:
-        if isinstance(payload, RequestError):
-            return payload
+    async def _job(self, tickets: Sequence[Ticket], payloads: Sequence[Any], parameters: Any) -> list[Answer | Refusal]:
+        """The answers to payloads that share one hop to a decoding thread."""
+        started = time.perf_counter()
+        prepared = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, payloads, parameters)
+        decode_s = time.perf_counter() - started
+        if self._observer:
+            for payload, row in zip(payloads, prepared, strict=True):
+                if isinstance(row, RequestError) and row is not payload:
+                    self._observer.decode_error(row.code)
+        answers = [self._answer(ticket, row, parameters, started, decode_s) for ticket, row in zip(tickets, prepared, strict=True)]
+        return [await answers[0]] if len(answers) == 1 else await asyncio.gather(*answers)
+
+    def _prepare(self, payloads: Sequence[Any], parameters: Any) -> list[Row | RequestError]:
+        rows: list[Row | RequestError] = []
+        for payload in payloads:
+            try:
+                rows.append(payload if isinstance(payload, RequestError) else self.task.preprocess(payload, parameters))
+            except RequestError as error:
+                rows.append(error)
+        return rows
+
+    async def _answer(self, ticket: Ticket, row: Row | RequestError, parameters: Any, started: float, decode_s: float) -> Answer | Refusal:
+        if isinstance(row, RequestError):
+            return row
+        queued = time.perf_counter()
         try:
             with self._counting_refusals(), ticket:
-                return await self._answer(ticket, payload, parameters)
+                outputs = await ticket.infer(row.tensors)
+                waited = time.perf_counter() - queued
+                value = self.task.postprocess(outputs, row, parameters)
         except (RequestError, ServingError) as error:
             return error
-
-    async def _answer(self, ticket: Ticket, payload: bytes | memoryview, parameters: Any) -> Answer:
-        started = time.perf_counter()
-        try:
-            inputs = await asyncio.get_running_loop().run_in_executor(self._decoders, self.task.preprocess, payload)
-        except RequestError as error:
-            if self._observer:
-                self._observer.decode_error(error.code)
-            raise
-        decoded = time.perf_counter()
-        outputs = await ticket.infer(inputs)
-        waited = time.perf_counter() - decoded
-        value = self.task.postprocess(outputs, parameters)
         if self._observer:
-            self._observer.decoded(decoded - started)
+            self._observer.decoded(decode_s)
             self._observer.answered(time.perf_counter() - started)
-        return Answer(value, decoded - started, waited - ticket.inference_s, ticket.inference_s)
+        return Answer(value, decode_s, waited - ticket.inference_s, ticket.inference_s)
 
     def _counting_refusals(self) -> _CountRefusals:
         return _CountRefusals(self._observer)

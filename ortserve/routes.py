@@ -6,21 +6,20 @@ import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ortserve import body
+from ortserve import body, requests
 from ortserve.edge import Handler, Receive, Request, Route
-from ortserve.errors import InvalidParameter, NotFound, RequestError, ServingError, UnsupportedMediaType
+from ortserve.errors import NotFound, RequestError, ServingError
 from ortserve.metrics import Metrics
-from ortserve.model import Answer, Payload, ServedModel
+from ortserve.model import Answer, ServedModel
 from ortserve.page import page
 from ortserve.profile import Limits, Profile
 from ortserve.readiness import Readiness
 from ortserve.replies import Reply, error_body, json_reply, log_failure
-from ortserve.tasks.endpoint import Endpoint
+from ortserve.tasks.endpoint import Endpoint, Files
 
 T = TypeVar("T")
 
 MULTIPART_OVERHEAD_BYTES = 64 * 1024  # boundaries, part headers and form fields around one picture
-MAX_FIELDS = 16  # form fields beside the pictures; an endpoint knows one or two
 
 
 def build(served: ServedModel, profile: Profile, readiness: Readiness, metrics: Metrics) -> list[Route]:
@@ -39,28 +38,25 @@ def build(served: ServedModel, profile: Profile, readiness: Readiness, metrics: 
 
 
 def _predict(served: ServedModel, endpoint: Endpoint, limits: Limits, budget: body.BufferBudget) -> Handler:
-    """A task's endpoint: one payload (`endpoint.many` False) or an answer or error for each of many."""
-    limit_bytes = limits.max_request_bytes if endpoint.many else limits.max_image_bytes + MULTIPART_OVERHEAD_BYTES
-    max_payloads = limits.max_images_per_request if endpoint.many else 1
+    """A task's endpoint."""
+    takes = endpoint.takes
+    one_file = isinstance(takes, Files) and not takes.many
+    limit_bytes = limits.max_image_bytes + MULTIPART_OVERHEAD_BYTES if one_file else limits.max_request_bytes
 
     async def handler(request: Request) -> Reply:
         kind, options = body.media_type(request.headers)
-        _accept(kind, endpoint)
+        requests.accept(kind, takes)
         data = await body.read(
             request.receive, request.headers, limit_bytes=limit_bytes, timeout_s=limits.body_timeout_ms / 1000, budget=budget
         )
         try:
-            payloads: Sequence[Payload]
-            fields = _fields(request.query())
-            if kind == "multipart/form-data":
-                parts = body.parse_multipart(data, options.get(b"boundary", b""), max_parts=max_payloads + MAX_FIELDS)
-                payloads = _payloads(parts, endpoint, max_payloads, fields)
-            else:
-                payloads = [data]
-            value, answer = await unless_gone(request.receive, respond(served, endpoint, payloads, fields))
-            if answer is not None and request.span is not None:
+            payloads, parameters = requests.parse(data, kind, options, request.query(), takes, limits)
+            value, answers = await unless_gone(request.receive, respond(served, endpoint, payloads, parameters))
+            if len(answers) != 1 or not isinstance(answer := answers[0], Answer):
+                return json_reply(value)
+            if request.span is not None:
                 request.span.record_stages(_stages(answer))
-            return json_reply(value, headers=[] if answer is None else [_server_timing(answer)])
+            return json_reply(value, headers=[_server_timing(answer)])
         finally:
             budget.give_back(len(data))
 
@@ -68,76 +64,34 @@ def _predict(served: ServedModel, endpoint: Endpoint, limits: Limits, budget: bo
 
 
 async def respond(
-    served: ServedModel, endpoint: Endpoint, payloads: Sequence[Payload], fields: Mapping[str, str]
-) -> tuple[dict[str, Any], Answer | None]:
-    """The JSON of an endpoint's answer, and for a single payload where its time went."""
-    head = {"model": served.name, "version": served.version}
-    parameters = served.task.parameters(fields)
-    if endpoint.many:
-        answers = await served.predict_many(payloads, parameters)
-        return {**head, "results": [_result(answer, endpoint) for answer in answers]}, None
-    answer = await served.predict(payloads[0], parameters)
-    return {**head, endpoint.answer: answer.value}, answer
+    served: ServedModel, endpoint: Endpoint, payloads: Sequence[Any], parameters: Any
+) -> tuple[Any, Sequence[Answer | RequestError | ServingError]]:
+    """The JSON of an endpoint's answer, and where the time of each payload's answer went.
+
+    Raises what ServedModel.predict raises, and the first error of a payload where the endpoint does not answer each on its own.
+    """
+    if not endpoint.each_its_own:
+        for index, payload in enumerate(payloads):
+            _raise(payload, endpoint, index, len(payloads))
+    answers = await served.predict(payloads, parameters)
+    values = []
+    for index, answer in enumerate(answers):
+        if isinstance(answer, Answer):
+            values.append(answer.value)
+            continue
+        if not endpoint.each_its_own:
+            _raise(answer, endpoint, index, len(answers))
+        log_failure(endpoint.path, answer)
+        values.append(error_body(answer.code, str(answer)))
+    return endpoint.render(served.name, served.version, values), answers
 
 
-def _accept(kind: str, endpoint: Endpoint) -> None:
-    """Refuse a media type before a byte of the body is read."""
-    if kind == "multipart/form-data" or (kind.startswith(endpoint.raw_media_type) and not endpoint.many):
-        return
-    raw = "" if endpoint.many else f", or the bytes as the body with Content-Type: {endpoint.raw_media_type}..."
-    raise UnsupportedMediaType(
-        f"expected multipart/form-data with the field {endpoint.field!r}{raw}, got {kind[:64] or 'no Content-Type'!r}"
-    )
-
-
-def _fields(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    fields: dict[str, str] = {}
-    for name, value in pairs:
-        _add(fields, name, value)
-    return fields
-
-
-def _add(fields: dict[str, str], name: str, value: str) -> None:
-    if name in fields:
-        raise InvalidParameter(f"expected {name[:64]!r} once, got it twice: send it as a form field or as a query parameter")
-    fields[name] = value
-
-
-def _payloads(parts: Sequence[body.Part], endpoint: Endpoint, max_payloads: int, fields: dict[str, str]) -> list[Payload]:
-    """The payloads among the parts, or what is wrong with one; the other parts are added to `fields`."""
-    payloads: list[Payload] = []
-    for part in parts:
-        if part.name == endpoint.field:
-            payloads.append(_payload(part, endpoint))
-        else:
-            _add(fields, part.name, bytes(part.data[:1024]).decode("utf-8", "replace"))
-    if not payloads:
-        raise RequestError(f"expected a file in the form field {endpoint.field!r}, got none: curl -F {endpoint.field}=@FILE")
-    if len(payloads) > max_payloads:
-        raise RequestError(
-            f"expected at most {max_payloads} in the form field {endpoint.field!r}, got {len(payloads)}: send several requests"
-        )
-    return payloads
-
-
-def _payload(part: body.Part, endpoint: Endpoint) -> Payload:
-    if part.filename is None and part.content_type is None:
-        return RequestError(
-            f"expected {endpoint.field!r} to carry a file's bytes, got text: upload the file itself (curl -F {endpoint.field}=@FILE); "
-            "addresses and paths are never fetched"
-        )
-    if part.content_type and not part.content_type.startswith((endpoint.raw_media_type, "application/octet-stream")):
-        return UnsupportedMediaType(
-            f"expected {endpoint.field!r} as {endpoint.raw_media_type}... or application/octet-stream, got {part.content_type[:64]!r}"
-        )
-    return part.data
-
-
-def _result(answer: Answer | RequestError | ServingError, endpoint: Endpoint) -> Any:
-    if isinstance(answer, Answer):
-        return {endpoint.answer: answer.value}
-    log_failure(endpoint.path, answer)
-    return error_body(answer.code, str(answer))
+def _raise(error: Any, endpoint: Endpoint, index: int, count: int) -> None:
+    """Raise it if it is an error; the sender of several payloads is told which one it was."""
+    if isinstance(error, RequestError) and count > 1:
+        raise type(error)(f"{endpoint.takes.field}[{index}]: {error}") from error
+    if isinstance(error, RequestError | ServingError):
+        raise error
 
 
 def _server_timing(answer: Answer) -> tuple[bytes, bytes]:

@@ -44,7 +44,7 @@ def add_package(home: Path, tag: str, *, seconds_per_row: float = 0.0, precision
     folder = Path(model.path)
     file = folder / f"{precision}.onnx"
     onnx.save(_graph(round(seconds_per_row / _product_s()) if seconds_per_row else 0), file)
-    agreement = Agreement(value=None, limit=0.9, pictures=0, classes=0, passed=True, note="made by a test")
+    agreement = Agreement(measure="top-1 agreement", value=None, limit=0.9, samples=0, passed=True, note="made by a test")
     report = ParityReport(reference="none", provider="none", checks=(), agreement=agreement, passed=True, failures=())
     Manifest(
         name=name,

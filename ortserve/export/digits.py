@@ -12,8 +12,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 
-from ortserve.export.loaded import Pictures, Pixels
-from ortserve.export.pictures import CALIBRATION, spread, to_pixels
+from ortserve.export.loaded import Pixels
+from ortserve.export.pictures import CALIBRATION, as_samples, spread, to_pixels
+from ortserve.export.tasks import Samples
 from ortserve.manifest import Preprocessing
 
 LABELS = tuple(str(digit) for digit in range(10))
@@ -59,7 +60,7 @@ def png(image: NDArray[np.float64], *, side: int = 64, dark_on_light: bool = Fal
     return buffer.getvalue()
 
 
-def train(advance: Callable[[int, int], None], *, seed: int = 0) -> tuple[nn.Module, Pictures]:
+def train(advance: Callable[[int, int], None], *, seed: int = 0) -> tuple[nn.Module, Samples]:
     """The trained network, and pictures to calibrate on (training) and to measure on (held back).
 
     Trained through the PNGs and the pre-processing that serve; turned to dark on light half of the time, made smaller and shifted, so
@@ -78,7 +79,7 @@ def train(advance: Callable[[int, int], None], *, seed: int = 0) -> tuple[nn.Mod
         torch.set_num_threads(threads)
     measurement = pixels[:, held].reshape(-1, 32, 32, 3)
     note = f"{len(measurement)} held-back pictures, half of them dark on light; calibrated on others"
-    return model, Pictures(known[spread(len(known), CALIBRATION)], measurement, note)
+    return model, as_samples(known[spread(len(known), CALIBRATION)], measurement, note)
 
 
 def _fit(model: nn.Module, x: torch.Tensor, y: torch.Tensor, advance: Callable[[int, int], None]) -> None:

@@ -14,7 +14,7 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 from ortserve.errors import ExportError
 from ortserve.export.chatter import quiet
 from ortserve.export.graph import preparing_nodes, rename_uses, with_node_names
-from ortserve.export.loaded import Pixels
+from ortserve.session import Tensors
 
 # Sums over many values, exponentials and variances: fp16's 11 bits of precision and its maximum of 65504 are too little for them.
 FP32_OPS = (
@@ -27,7 +27,7 @@ FP32_OPS = (
 LARGEST = float(np.finfo(np.float16).max) / 4
 
 
-def to_fp16(graph: onnx.ModelProto, samples: Iterable[Pixels]) -> onnx.ModelProto:
+def to_fp16(graph: onnx.ModelProto, samples: Iterable[Tensors]) -> onnx.ModelProto:
     """The graph with fp16 weights and arithmetic, where that is safe; `samples` are batches that show how large the values grow."""
     source = onnx.ModelProto()
     source.CopyFrom(with_node_names(graph))
@@ -42,7 +42,7 @@ def to_fp16(graph: onnx.ModelProto, samples: Iterable[Pixels]) -> onnx.ModelProt
     return without_round_trips(converted)
 
 
-def overflowing_nodes(graph: onnx.ModelProto, samples: Iterable[Pixels]) -> list[str]:
+def overflowing_nodes(graph: onnx.ModelProto, samples: Iterable[Tensors]) -> list[str]:
     """Names of the nodes that read or write a value beyond `LARGEST` on any sample, found by running the fp32 graph.
 
     Needed because a CPU computes fp16 graphs in fp32: there an overflow would stay unseen until the model meets a GPU.
@@ -57,8 +57,8 @@ def overflowing_nodes(graph: onnx.ModelProto, samples: Iterable[Pixels]) -> list
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # every tensor of the graph must exist
     session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
     large: set[str] = set()
-    for pixels in samples:
-        for name, value in zip(names, session.run(names, {probe.graph.input[0].name: pixels}), strict=True):
+    for inputs in samples:
+        for name, value in zip(names, session.run(names, inputs), strict=True):
             if not np.isfinite(value).all():
                 raise ExportError(f"the fp32 graph itself has NaN or Inf in {name!r}: mend the model before converting it")
             if np.abs(value).max(initial=0.0) > LARGEST:

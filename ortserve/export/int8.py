@@ -11,14 +11,15 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 
 from ortserve.export.chatter import quiet
 from ortserve.export.graph import preparing_nodes, with_node_names
-from ortserve.export.loaded import Pixels
+from ortserve.export.tasks import cut, rows
+from ortserve.session import Tensors
 
 # Rows per calibration run: the calibrator keeps every intermediate tensor of a run in memory.
 ROWS = 4
 
 
-def to_int8(graph: onnx.ModelProto, pictures: Pixels, path: Path, advance: Callable[[int, int], None]) -> None:
-    """Write the quantised graph to `path`. `advance(done, total)` is told of the pictures that were run.
+def to_int8(graph: onnx.ModelProto, calibration: Tensors, path: Path, advance: Callable[[int, int], None]) -> None:
+    """Write the quantised graph to `path`. `advance(done, total)` is told of the calibration rows that were run.
 
     Weights and activations are both signed (S8S8), ONNX Runtime's first choice for QDQ: unsigned activations with signed weights
     saturate on CPUs without VNNI, so that what was verified on one machine would answer differently on another. (By its documentation:
@@ -34,7 +35,7 @@ def to_int8(graph: onnx.ModelProto, pictures: Pixels, path: Path, advance: Calla
         quantize_static(
             source,
             path,
-            _Reader(source.graph.input[0].name, pictures, advance),
+            _Reader(calibration, advance),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QInt8,
@@ -45,17 +46,18 @@ def to_int8(graph: onnx.ModelProto, pictures: Pixels, path: Path, advance: Calla
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """The calibration pictures, a few rows at a time, as the graph's own uint8 input: its normalisation is part of what is measured."""
+    """The calibration rows, a few at a time, as the graph's own inputs: its normalisation is part of what is measured."""
 
-    def __init__(self, name: str, pictures: Pixels, advance: Callable[[int, int], None]) -> None:
-        self._batches = _feeds(name, pictures, advance)
+    def __init__(self, calibration: Tensors, advance: Callable[[int, int], None]) -> None:
+        self._batches = _feeds(calibration, advance)
 
     def get_next(self) -> dict[str, Any] | None:
         """The next feed, None after the last."""
         return next(self._batches, None)
 
 
-def _feeds(name: str, pictures: Pixels, advance: Callable[[int, int], None]) -> Iterator[dict[str, Any]]:
-    for start in range(0, len(pictures), ROWS):
-        yield {name: pictures[start : start + ROWS]}
-        advance(min(start + ROWS, len(pictures)), len(pictures))
+def _feeds(calibration: Tensors, advance: Callable[[int, int], None]) -> Iterator[dict[str, Any]]:
+    total = rows(calibration)
+    for start in range(0, total, ROWS):
+        yield cut(calibration, start, start + ROWS)
+        advance(min(start + ROWS, total), total)

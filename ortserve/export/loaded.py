@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ortserve.manifest import Preprocessing, Source
+from ortserve.export.tasks import BuildTask, Samples
+from ortserve.manifest import Source
+from ortserve.session import Tensors
 
 Pixels = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a model answers for some rows: `logits` and `probabilities`, both float32[rows, classes]."""
-
-    logits: NDArray[Any]
-    probabilities: NDArray[Any]
 
 
 class Reference(Protocol):
@@ -28,29 +22,22 @@ class Reference(Protocol):
 
     description: str  # "PyTorch fp32 (torch 2.15.0)"
 
-    def __call__(self, pixels: Pixels) -> Answers:
-        """The answers for uint8[N,H,W,3]."""
+    def __call__(self, inputs: Tensors) -> Tensors:
+        """The task's outputs `{name: [rows, ...]}` for its inputs `{name: [rows, ...]}`."""
         ...
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """Preprocessed pictures, uint8[N,H,W,3]: `calibration` sets the int8 ranges, `measurement` measures the agreement."""
-
-    calibration: Pixels
-    measurement: Pixels
-    note: str  # how the two relate, for the report
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Loaded:
     """A source, understood."""
 
     name: str  # for the store, unless --name says otherwise
+    task: BuildTask
     reference: Reference
-    graph: Callable[[int | None], onnx.ModelProto]  # opset (None: the default) -> uint8 pixels to logits and probabilities
-    labels: tuple[str, ...]
-    preprocessing: Preprocessing
+    graph: Callable[[int | None], onnx.ModelProto]  # opset (None: the default) -> the graph, its inputs and outputs those of the task
     source: Source
     packages: tuple[str, ...]  # whose versions belong in the manifest
-    pictures: Pictures | None = None  # those that the source brings itself; --calibration replaces them
+    facts: Mapping[str, Any]  # the sections of the manifest that the task reads: labels, preprocessing, ...
+    files: Mapping[str, bytes] = field(default_factory=dict)  # what the package holds beside its ONNX files, by name
+    samples: Samples | None = None  # those that the source brings itself; --calibration replaces them
+    note: str = ""  # what the build's first line says of it

@@ -8,6 +8,7 @@ from torch import nn
 
 from ortserve.export.labels import matching
 from ortserve.export.loaded import Loaded
+from ortserve.export.tasks.image_classification import ImageClassification
 from ortserve.export.to_onnx import export
 from ortserve.export.wrapper import TorchReference, ready
 from ortserve.manifest import Preprocessing, Source
@@ -27,10 +28,11 @@ def from_module(
     classes = ready(model, preprocessing)
     return Loaded(
         name=name,
+        task=ImageClassification(preprocessing, classes),
         reference=TorchReference(model, preprocessing),
         graph=partial(export, model, preprocessing),
-        labels=matching(labels, classes),
-        preprocessing=preprocessing,
         source=source,
         packages=(*TORCH_PACKAGES, *packages),
+        facts={"labels": matching(labels, classes), "preprocessing": preprocessing},
+        note=f"{classes} classes",
     )

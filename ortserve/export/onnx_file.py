@@ -18,13 +18,14 @@ from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, load_e
 from ortserve.errors import SourceError
 from ortserve.export.compose import Interface, Layout, compose
 from ortserve.export.labels import matching, model_name, read_labels
-from ortserve.export.loaded import Answers, Loaded, Pixels
+from ortserve.export.loaded import Loaded, Pixels
 from ortserve.export.options import Options
 from ortserve.export.preprocessing import decide
+from ortserve.export.tasks.image_classification import ImageClassification
 from ortserve.manifest import Preprocessing, Source, sha256_of
 from ortserve.profile import Execution
 from ortserve.profile import Session as SessionOptions
-from ortserve.session import Session
+from ortserve.session import Session, Tensors
 
 
 def load(options: Options) -> Loaded:
@@ -36,18 +37,19 @@ def load(options: Options) -> Loaded:
     face = interface(model, path.name)
     preprocessing = _preprocessing(options, face, path.name)
     reference = OnnxReference(model, face, preprocessing, path.name)
-    probe = reference(np.zeros((2, preprocessing.height, preprocessing.width, 3), np.uint8))
-    if probe.logits.ndim != 2 or probe.logits.shape[1] < 2:
-        raise SourceError(f"expected {path.name} to answer one tensor [N,classes], got {list(probe.logits.shape)}: export the logits alone")
+    shape = reference({"pixels": np.zeros((2, preprocessing.height, preprocessing.width, 3), np.uint8)})["logits"].shape
+    if len(shape) != 2 or shape[1] < 2:
+        raise SourceError(f"expected {path.name} to answer one tensor [N,classes], got {list(shape)}: export the logits alone")
     source = Source(kind="onnx", reference=path.name, weights="its own", weights_sha256=sha256_of(path))
     return Loaded(
         name=model_name(path.stem),
+        task=ImageClassification(preprocessing, shape[1]),
         reference=reference,
         graph=partial(compose, model, face, preprocessing),
-        labels=matching(read_labels(options.labels), probe.logits.shape[1]),
-        preprocessing=preprocessing,
         source=source,
         packages=(),
+        facts={"labels": matching(read_labels(options.labels), shape[1]), "preprocessing": preprocessing},
+        note=f"{shape[1]} classes",
     )
 
 
@@ -72,21 +74,21 @@ class OnnxReference:
             execution = Execution(provider="CPUExecutionProvider", session=SessionOptions(graph_optimization_level="disabled"))
             self._session = Session.open(copy, execution)
 
-    def __call__(self, pixels: Pixels) -> Answers:
+    def __call__(self, inputs: Tensors) -> Tensors:
         """As `Reference`."""
+        pixels = inputs["pixels"]
         rows = self._face.batch or len(pixels)
         parts = [self._run(pixels[start : start + rows], rows) for start in range(0, len(pixels), rows)]
-        logits = np.concatenate([part.logits for part in parts])
-        return Answers(logits, np.concatenate([part.probabilities for part in parts]))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _run(self, pixels: Pixels, rows: int) -> Answers:
+    def _run(self, pixels: Pixels, rows: int) -> Tensors:
         """One run; a graph with a fixed batch gets its last chunk filled up with copies."""
         filled = pixels if len(pixels) == rows else pixels[np.arange(rows) % len(pixels)]
         answer = self._session.run({self._face.input: self._fed(filled)})
         output = answer[self._face.output][: len(pixels)]
         if self._face.logits is not None:
-            return Answers(answer[self._face.logits][: len(pixels)], output)
-        return Answers(output, softmax(output))
+            return {"logits": answer[self._face.logits][: len(pixels)], "probabilities": output}
+        return {"logits": output, "probabilities": softmax(output)}
 
     def _fed(self, pixels: Pixels) -> NDArray[Any]:
         if self._face.layout == "pixels":

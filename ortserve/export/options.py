@@ -8,6 +8,7 @@ from typing import Literal
 
 from ortserve.manifest import Precision
 
+Task = Literal["image-classification"]
 ResizeMode = Literal["crop", "stretch", "pad"]
 Triple = tuple[float, float, float]
 
@@ -17,6 +18,7 @@ class Options:
     """One build. None means: what the source itself says, else the default that `--help` names."""
 
     source: str
+    task: Task | None = None
     name: str | None = None
     version: str | None = None
     weights: str | None = None

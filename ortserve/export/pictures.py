@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from ortserve.errors import CalibrationError, RequestError
-from ortserve.export.limits import MIN_PICTURES
-from ortserve.export.loaded import Pictures, Pixels
+from ortserve.export.loaded import Pixels
+from ortserve.export.tasks import Advance, Samples
 from ortserve.images import load
 from ortserve.manifest import Preprocessing
 from ortserve.profile import Limits
@@ -26,8 +25,8 @@ def to_pixels(data: bytes, preprocessing: Preprocessing) -> Pixels:
     return load(data, preprocessing, Limits(), decoder="exact")
 
 
-def read_folder(folder: Path, preprocessing: Preprocessing, advance: Callable[[int, int], None]) -> Pictures:
-    """The pictures under `folder` (also in folders below it), `MOST` of them evenly chosen where there are more.
+def read_folder(folder: Path, preprocessing: Preprocessing, advance: Advance, *, enough: int) -> Samples:
+    """The pictures under `folder` (also in folders below it), `MOST` of them evenly chosen where there are more; `enough` to measure on.
 
     Raises CalibrationError where there is none, or one that the service could not read either.
     """
@@ -44,17 +43,22 @@ def read_folder(folder: Path, preprocessing: Preprocessing, advance: Callable[[i
         except (RequestError, OSError) as error:
             raise CalibrationError(f"--calibration: {path.relative_to(folder)} cannot be read ({error}): remove or replace it") from error
         advance(index + 1, len(chosen))
-    return divided(np.stack(pixels))
+    return divided(np.stack(pixels), enough)
 
 
-def divided(pixels: Pixels) -> Pictures:
+def divided(pixels: Pixels, enough: int) -> Samples:
     """Pictures to calibrate on and others to measure on; the same ones for both where there are too few to part."""
     wanted = min(CALIBRATION, len(pixels))
     calibration = spread(len(pixels), wanted)
     others = np.setdiff1d(np.arange(len(pixels)), calibration)
-    if len(others) >= MIN_PICTURES:
-        return Pictures(pixels[calibration], pixels[others], f"{len(others)} pictures, none of them calibrated on")
-    return Pictures(pixels[calibration], pixels, f"{len(pixels)} pictures, {wanted} of them also calibrated on")
+    if len(others) >= enough:
+        return as_samples(pixels[calibration], pixels[others], f"{len(others)} pictures, none of them calibrated on")
+    return as_samples(pixels[calibration], pixels, f"{len(pixels)} pictures, {wanted} of them also calibrated on")
+
+
+def as_samples(calibration: Pixels, measurement: Pixels, note: str) -> Samples:
+    """Pictures as rows of the one input `pixels`."""
+    return Samples({"pixels": calibration}, {"pixels": measurement}, note)
 
 
 def spread(count: int, most: int) -> list[int]:

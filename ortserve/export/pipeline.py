@@ -11,17 +11,15 @@ import onnx
 from ortserve.errors import CalibrationError, ParityError
 from ortserve.export import fp16, int8, store
 from ortserve.export.graph import node_count, opset_of
-from ortserve.export.limits import MIN_CLASSES, MIN_PICTURES, limits_for
-from ortserve.export.loaded import Loaded, Pictures
+from ortserve.export.loaded import Loaded
 from ortserve.export.options import Options
-from ortserve.export.pictures import read_folder
 from ortserve.export.report import Screen, size
 from ortserve.export.simplify import simplify
 from ortserve.export.source import load
-from ortserve.export.verify import Expected, expect, measurable, verify
-from ortserve.manifest import Manifest, Precision, TensorSpec, Variant, sha256_of
+from ortserve.export.tasks import Samples, cut
+from ortserve.export.verify import Expected, expect, verify
+from ortserve.manifest import Manifest, Precision, Variant, sha256_of
 
-TASK = "image-classification"
 # Part of every build; the source adds its own.
 PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxsim", "pillow", "bentoml")
 
@@ -31,20 +29,21 @@ def build(options: Options, screen: Screen) -> str:
 
     Raises a BuildError where that cannot be; then nothing was saved. The table has been shown by then if there were numbers.
     """
-    limits = {precision: limits_for(precision, options) for precision in options.precisions}
     with screen.stage("load") as stage:
         loaded = load(options, stage.advance)
-        stage.result = f"{loaded.source.reference}, weights {loaded.source.weights}, {len(loaded.labels)} classes"
-    pictures = _pictures(options, loaded, screen)
+        stage.result = ", ".join(filter(None, (loaded.source.reference, f"weights {loaded.source.weights}", loaded.note)))
+    for precision in options.precisions:
+        loaded.task.agreement_limit(precision, options)  # an option out of range is told before minutes of work
+    samples = _samples(options, loaded, screen)
     with store.staging(options.name or loaded.name, options.version) as staged:
-        expected = _reference(options, loaded, pictures, screen)
+        expected = _reference(options, loaded, samples, screen)
         graph = _graph(options, loaded, screen)
         variants: dict[Precision, Variant] = {}
         for precision in options.precisions:
             path = staged.folder / f"{precision}.onnx"
-            _convert(graph, precision, path, expected, pictures, screen)
+            _convert(graph, precision, path, expected, samples, screen)
             with screen.stage(f"verify {precision}") as stage:
-                parity = verify(path, expected, limits[precision], needs_agreement=precision != "fp32", advance=stage.advance)
+                parity = verify(path, loaded.task, expected, precision, options, stage.advance)
                 stage.result = f"{len(parity.checks)} checks, {'passed' if parity.passed else 'FAILED'}"
             stored = onnx.load(path)
             variants[precision] = Variant(
@@ -59,38 +58,40 @@ def build(options: Options, screen: Screen) -> str:
         if failed := [precision for precision, variant in variants.items() if not variant.parity.passed]:
             raise ParityError(f"{', '.join(failed)} did not pass the parity gate, nothing was saved: the lines above name each number")
         with screen.stage("save") as stage:
-            tag = store.publish(staged, _manifest(options, staged.name, loaded, variants))
+            for name, content in loaded.files.items():
+                (staged.folder / name).write_bytes(content)
+            tag = store.publish(staged, _manifest(options, staged, loaded, variants))
             stage.result = f"{tag}, {size(sum(variant.size_bytes for variant in variants.values()))}"
     return tag
 
 
-def _pictures(options: Options, loaded: Loaded, screen: Screen) -> Pictures | None:
-    """The pictures to calibrate and measure on. Raises CalibrationError where a precision needs them and they are too few."""
-    pictures = loaded.pictures
+def _samples(options: Options, loaded: Loaded, screen: Screen) -> Samples | None:
+    """The samples to calibrate and measure on. Raises CalibrationError where a precision needs them and there are none."""
     if options.calibration is not None:
-        with screen.stage("pictures") as stage:
-            pictures = read_folder(options.calibration, loaded.preprocessing, stage.advance)
-            stage.result = pictures.note
-    have = 0 if pictures is None else len(pictures.measurement)
-    if (low := _low(options)) and have < MIN_PICTURES:
-        raise CalibrationError(
-            f"{low} needs at least {MIN_PICTURES} pictures to measure its top-1 agreement, got {have}: "
-            "give --calibration DIR with pictures like those you will serve, or build --precision fp32 alone"
-        )
-    return pictures
+        with screen.stage(loaded.task.samples) as stage:
+            samples = loaded.task.read_samples(options.calibration, stage.advance)
+            stage.result = samples.note
+        return samples
+    if loaded.samples is None:
+        _demand_measurable(options, loaded, f"no {loaded.task.samples} were given")
+    return loaded.samples
 
 
-def _reference(options: Options, loaded: Loaded, pictures: Pictures | None, screen: Screen) -> Expected:
+def _reference(options: Options, loaded: Loaded, samples: Samples | None, screen: Screen) -> Expected:
     with screen.stage("reference") as stage:
-        expected = expect(loaded.reference, loaded.preprocessing, options.max_batch, pictures, stage.advance)
+        expected = expect(loaded.task, loaded.reference, options.max_batch, samples, stage.advance)
         stage.result = loaded.reference.description
-    if (low := _low(options)) and not measurable(expected):
-        classes = len(set(expected.top1.tolist()))
-        raise CalibrationError(
-            f"{low} needs pictures of at least {MIN_CLASSES} predicted classes to measure its top-1 agreement, the model gives {classes} "
-            f"on these {len(expected.top1)}: give trained --weights and a --calibration DIR of varied pictures, or build fp32 alone"
-        )
+    _demand_measurable(options, loaded, expected.unmeasurable)
     return expected
+
+
+def _demand_measurable(options: Options, loaded: Loaded, reason: str | None) -> None:
+    low = " and ".join(precision for precision in options.precisions if precision != "fp32")
+    if low and reason:
+        task = loaded.task
+        raise CalibrationError(
+            f"{low} must have its {task.measure} measured, and that cannot be ({reason}): {task.remedy}, or build --precision fp32 alone"
+        )
 
 
 def _graph(options: Options, loaded: Loaded, screen: Screen) -> onnx.ModelProto:
@@ -103,31 +104,27 @@ def _graph(options: Options, loaded: Loaded, screen: Screen) -> onnx.ModelProto:
     return graph
 
 
-def _convert(
-    graph: onnx.ModelProto, precision: Precision, path: Path, expected: Expected, pictures: Pictures | None, screen: Screen
-) -> None:
+def _convert(graph: onnx.ModelProto, precision: Precision, path: Path, expected: Expected, samples: Samples | None, screen: Screen) -> None:
     """Write the graph in one precision to `path`."""
     with screen.stage(f"convert {precision}") as stage:
         if precision == "int8":
-            assert pictures is not None  # asked for in _pictures
-            int8.to_int8(graph, pictures.calibration, path, stage.advance)
+            assert samples is not None  # asked for in _samples
+            int8.to_int8(graph, samples.calibration, path, stage.advance)
         elif precision == "fp16":
-            fp16.save(fp16.to_fp16(graph, (case.pixels[:1] for case in expected.cases)), path)
+            fp16.save(fp16.to_fp16(graph, (cut(case.tensors, 0, 1) for case in expected.cases)), path)
         else:
             fp16.save(graph, path)
         stage.result = f"{_facts(graph)} -> {_facts(onnx.load(path))}"
 
 
-def _manifest(options: Options, name: str, loaded: Loaded, variants: dict[Precision, Variant]) -> Manifest:
-    shape = (loaded.preprocessing.height, loaded.preprocessing.width, 3)
-    classes = len(loaded.labels)
+def _manifest(options: Options, staged: store.Staged, loaded: Loaded, variants: dict[Precision, Variant]) -> Manifest:
     return Manifest(
-        name=name,
-        task=TASK,
-        inputs=(TensorSpec(name="pixels", dtype="uint8", shape=("batch", *shape)),),
-        outputs=tuple(TensorSpec(name=output, dtype="float32", shape=("batch", classes)) for output in ("logits", "probabilities")),
-        labels=loaded.labels,
-        preprocessing=loaded.preprocessing,
+        name=staged.name,
+        task=loaded.task.name,
+        inputs=loaded.task.inputs,
+        outputs=loaded.task.outputs,
+        **loaded.facts,
+        files={name: sha256_of(staged.folder / name) for name in loaded.files},
         max_batch=options.max_batch,
         variants=variants,
         source=loaded.source,
@@ -145,11 +142,6 @@ def _version(package: str) -> str:
         except metadata.PackageNotFoundError:
             continue
     raise ModuleNotFoundError(f"{package} is not installed: run make setup")
-
-
-def _low(options: Options) -> str:
-    """The precisions that need agreement measured, as text; empty where there are none."""
-    return " and ".join(precision for precision in options.precisions if precision != "fp32")
 
 
 def _facts(graph: onnx.ModelProto) -> str:

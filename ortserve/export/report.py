@@ -64,8 +64,10 @@ class Screen:
 
     def table(self, variants: Mapping[Precision, Variant]) -> None:
         """The parity table: the worst of every number for each precision, red where it failed, and every failure in words."""
-        table = Table(title="Parity with " + next(iter(variants.values())).parity.reference, title_justify="left")
-        for heading in ("precision", "nodes", "size", "batches", "logits", "probabilities", "cosine", "finite", "top-1", "result"):
+        parity = next(iter(variants.values())).parity
+        table = Table(title="Parity with " + parity.reference, title_justify="left")
+        outputs = list(parity.checks[0].outputs)
+        for heading in ("precision", "nodes", "size", "batches", *outputs, "cosine", "finite", parity.agreement.measure, "result"):
             table.add_column(heading, justify="left" if heading in ("precision", "result") else "right")
         for precision, variant in variants.items():
             table.add_row(precision, f"{variant.nodes}", size(variant.size_bytes), *_numbers(variant.parity))
@@ -83,13 +85,12 @@ def size(size_bytes: int) -> str:
 def _numbers(parity: ParityReport) -> list[Text]:
     batches = sorted({check.batch for check in parity.checks})
     agreement = parity.agreement
-    value = "not measurable" if agreement.value is None else f"{agreement.value:.2%} >= {agreement.limit:.1%} ({agreement.pictures})"
+    value = "not measurable" if agreement.value is None else f"{agreement.value:.2%} >= {agreement.limit:.1%} ({agreement.samples})"
     finite = all(check.finite for check in parity.checks)
-    cosine = min(min(check.logits.cosine_min, check.probabilities.cosine_min) for check in parity.checks)
+    cosine = min(difference.cosine_min for check in parity.checks for difference in check.outputs.values())
     return [
         Text(", ".join(map(str, batches))),
-        _worst([check.logits for check in parity.checks]),
-        _worst([check.probabilities for check in parity.checks]),
+        *(_worst([check.outputs[name] for check in parity.checks]) for name in parity.checks[0].outputs),
         Text(f"{cosine:.6f}"),
         _coloured("yes" if finite else "NaN/Inf", finite),
         _coloured(value, agreement.passed),

@@ -9,7 +9,7 @@ from ortserve.errors import ExportError
 from ortserve.export.chatter import quiet
 from ortserve.export.to_onnx import named
 
-# onnxsim runs the graph before and after on this many random pictures; verification then measures far more strictly.
+# onnxsim runs the graph before and after on this many random inputs; verification then measures far more strictly.
 CHECKS = 3
 
 
@@ -18,11 +18,10 @@ def simplify(graph: onnx.ModelProto) -> onnx.ModelProto:
 
     Raises ExportError where the two disagree on random input.
     """
-    [pixels] = graph.graph.input
-    shape = [2, *(dim.dim_value for dim in pixels.type.tensor_type.shape.dim[1:])]
+    shapes = {value.name: [2, *(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:])] for value in graph.graph.input}
     try:
         with quiet():
-            smaller, same = onnxsim.simplify(graph, check_n=CHECKS, test_input_shapes={pixels.name: shape})
+            smaller, same = onnxsim.simplify(graph, check_n=CHECKS, test_input_shapes=shapes)
     except Exception as error:  # a C++ extension: its errors share no base
         raise ExportError(f"onnxsim cannot simplify the graph ({' '.join(str(error).split())[:200]}): try another --opset") from error
     if not same:

@@ -43,7 +43,7 @@ def _digits(options: Options, advance: Callable[[int, int], None]) -> Loaded:
     }  # fmt: skip
     if wrong := [name for name, value in given.items() if value is not None]:
         raise SourceError(f"digits trains its own model and takes no {', '.join(wrong)}: leave it out, or package your own FILE.py:FACTORY")
-    model, pictures = digits.train(advance, seed=options.seed)
+    model, samples = digits.train(advance, seed=options.seed)
     facts = Source(kind="digits", reference="digits", weights=f"trained (seed {options.seed})")
     loaded = from_module(model, "digits", digits.LABELS, digits.PREPROCESSING, facts, ("scikit-learn",))
-    return replace(loaded, pictures=pictures)
+    return replace(loaded, samples=samples)

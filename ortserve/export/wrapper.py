@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from ortserve.errors import SourceError
-from ortserve.export.loaded import Answers, Pixels
+from ortserve.export.loaded import Pixels
 from ortserve.manifest import Preprocessing
+from ortserve.session import Tensors
 
 # Rows that PyTorch is given at once: enough to use every core, small enough for the activations of a large model.
 REFERENCE_ROWS = 16
@@ -43,12 +44,12 @@ class TorchReference:
         self._mean = torch.tensor(preprocessing.mean).view(1, 3, 1, 1)
         self._std = torch.tensor(preprocessing.std).view(1, 3, 1, 1)
 
-    def __call__(self, pixels: Pixels) -> Answers:
+    def __call__(self, inputs: Tensors) -> Tensors:
         """As `Reference`."""
         with torch.inference_mode():
-            chunks = [self._logits(torch.from_numpy(chunk)) for chunk in _chunks(pixels)]
+            chunks = [self._logits(torch.from_numpy(chunk)) for chunk in _chunks(inputs["pixels"])]
             logits = torch.cat(chunks)
-            return Answers(logits.numpy(), torch.softmax(logits, dim=1).numpy())
+            return {"logits": logits.numpy(), "probabilities": torch.softmax(logits, dim=1).numpy()}
 
     def _logits(self, pixels: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self._model((pixels.permute(0, 3, 1, 2).float() / 255.0 - self._mean) / self._std)

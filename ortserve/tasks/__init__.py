@@ -6,12 +6,14 @@ Names are those of Hugging Face's task list, so that a manifest says what a newc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ortserve.errors import ModelError
 from ortserve.tasks.endpoint import Endpoint
 from ortserve.tasks.image_classification import ImageClassification
+from ortserve.tasks.row import Row
 
 if TYPE_CHECKING:
     from ortserve.manifest import Manifest
@@ -24,30 +26,24 @@ class Task(Protocol):
 
     endpoints: tuple[Endpoint, ...]
     outputs: tuple[str, ...]  # the graph outputs that serving asks for
+    payloads_per_job: int  # how many share one hop to a worker thread: 1 where each takes milliseconds there
 
-    def parameters(self, fields: Mapping[str, str]) -> Any:
-        """The request's parameters, checked; what is not given has its default.
-
-        Raises InvalidParameter for a value out of its range or an unknown field, naming the nearest known one.
-        """
+    def preprocess(self, payload: Any, parameters: Any) -> Row:
+        """One payload as a row, under the request's parameters. Called in a worker thread. Raises RequestError."""
         ...
 
-    def preprocess(self, payload: bytes | memoryview) -> Tensors:
-        """One payload as `{name: [1, ...]}`, the session's inputs. Called in a worker thread. Raises RequestError."""
-        ...
-
-    def postprocess(self, outputs: Tensors, parameters: Any) -> Any:
-        """What JSON can hold, from one payload's rows `{name: [1, ...]}` and the result of `parameters`."""
+    def postprocess(self, outputs: Tensors, row: Row, parameters: Any) -> Any:
+        """What JSON can hold, from one payload's outputs `{name: [1, ...]}`. Called in the event loop's thread."""
         ...
 
 
-_TASKS: dict[str, Callable[[Manifest, Profile], Task]] = {
+_TASKS: dict[str, Callable[[Manifest, Path, Profile], Task]] = {
     "image-classification": ImageClassification,
 }
 
 
-def load(manifest: Manifest, profile: Profile) -> Task:
-    """The task that the manifest names, made for its model.
+def load(manifest: Manifest, folder: Path, profile: Profile) -> Task:
+    """The task that the manifest names, made for its model, the package in `folder`.
 
     Raises ModelError for a task that is not in the table, naming those that are, and where the model does not fit its task.
     """
@@ -56,4 +52,4 @@ def load(manifest: Manifest, profile: Profile) -> Task:
             f"model {manifest.name} is for the task {manifest.task!r}, expected one of {', '.join(_TASKS)}: "
             "build it for one of these, or serve it with a version that knows its task"
         )
-    return _TASKS[manifest.task](manifest, profile)
+    return _TASKS[manifest.task](manifest, folder, profile)

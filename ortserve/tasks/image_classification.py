@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 
 from ortserve import images
 from ortserve.errors import InferenceError, ModelError
-from ortserve.tasks.endpoint import Endpoint
+from ortserve.tasks.endpoint import Endpoint, Files, results, single
 from ortserve.tasks.parameters import refuse_unknown, whole_number
+from ortserve.tasks.row import Row
 
 if TYPE_CHECKING:
     from ortserve.manifest import Manifest
@@ -32,15 +34,16 @@ class Parameters:
 class ImageClassification:
     """`ortserve.tasks.Task` for a model of one picture input and one output `probabilities`."""
 
-    endpoints: tuple[Endpoint, ...] = (
-        Endpoint("/classify", field="image", answer="predictions", raw_media_type="image/"),
-        Endpoint("/classify_batch", field="images", answer="predictions", raw_media_type="image/", many=True),
-    )
     outputs: tuple[str, ...] = ("probabilities",)
+    payloads_per_job = 1
 
-    def __init__(self, manifest: Manifest, profile: Profile) -> None:
+    def __init__(self, manifest: Manifest, folder: Path, profile: Profile) -> None:  # noqa: ARG002  all it needs is in the manifest
         """Raises ModelError where the manifest's tensors or labels are not those of a classifier of pictures."""
         how = manifest.preprocessing
+        if how is None:
+            raise ModelError(
+                f"model {manifest.name} is for {manifest.task}: expected how pictures are preprocessed in its manifest; build it"
+            )
         picture = ("uint8", (how.height, how.width, 3))
         if len(manifest.inputs) != 1 or (manifest.inputs[0].dtype, manifest.inputs[0].shape[1:]) != picture:
             raise ModelError(
@@ -53,6 +56,10 @@ class ImageClassification:
                 f"model {manifest.name} is for {manifest.task}: expected an output probabilities[batch,{len(manifest.labels)}], one column "
                 f"for each label, got {', '.join(f'{spec.name}{list(spec.shape)}' for spec in manifest.outputs) or 'none'}; build it again"
             )
+        self.endpoints: tuple[Endpoint, ...] = (
+            Endpoint("/classify", Files("image", "image/", self.parameters), single("predictions")),
+            Endpoint("/classify_batch", Files("images", "image/", self.parameters, many=True), results("predictions"), each_its_own=True),
+        )
         self._input = manifest.inputs[0].name
         self._how = how
         self._labels = manifest.labels
@@ -65,11 +72,11 @@ class ImageClassification:
         classes = len(self._labels)
         return Parameters(top_k=whole_number(fields, "top_k", lowest=1, highest=classes, default=min(DEFAULT_TOP_K, classes)))
 
-    def preprocess(self, payload: bytes | memoryview) -> Tensors:
+    def preprocess(self, payload: bytes | memoryview, parameters: Parameters) -> Row:  # noqa: ARG002  the same row whatever they are
         """The picture in `payload` as `{input: uint8[1, height, width, 3]}`. Raises RequestError as `images.load`."""
-        return {self._input: images.load(payload, self._how, self._limits, decoder=self._decoder)[np.newaxis]}
+        return Row({self._input: images.load(payload, self._how, self._limits, decoder=self._decoder)[np.newaxis]})
 
-    def postprocess(self, outputs: Tensors, parameters: Parameters) -> list[dict[str, Any]]:
+    def postprocess(self, outputs: Tensors, row: Row, parameters: Parameters) -> list[dict[str, Any]]:  # noqa: ARG002  see above
         """`[{"class_id", "label", "score"}]`, best first, ties by class id; scores are probabilities, 0..1.
 
         Raises InferenceError where a score is not a number: JSON has no word for it and a caller no use.

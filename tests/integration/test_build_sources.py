@@ -96,7 +96,7 @@ def test_resnet50_with_random_weights_passes_and_says_what_it_could_not_measure(
     assert report.passed
     assert report.agreement.value is None
     assert {check.batch for check in report.checks} == {1, 2, 7, 8}
-    assert max(check.logits.max_abs for check in report.checks) <= 1e-4
+    assert max(check.outputs["logits"].max_abs for check in report.checks) <= 1e-4
     assert (manifest.labels[0], len(manifest.labels)) == ("tench", 1000)
     assert manifest.source.weights == "random (seed 0)"
 

@@ -10,7 +10,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ortserve.errors import ExportError, SourceError
-from ortserve.export.limits import limits_for
 from ortserve.export.onnx_file import interface, load, read, softmax
 from ortserve.export.options import Options
 from ortserve.export.simplify import simplify
@@ -81,11 +80,11 @@ def test_composed_graph_answers_as_the_given_one(
     loaded = load(options)
     composed, stored = simplify(loaded.graph(None)), tmp_path / "stored.onnx"
     onnx.save(composed, str(stored))
-    want = expect(loaded.reference, loaded.preprocessing, 9, None, silent)
-    report = verify(stored, want, limits_for("fp32", options), needs_agreement=False, advance=silent)
+    want = expect(loaded.task, loaded.reference, 9, None, silent)
+    report = verify(stored, loaded.task, want, "fp32", options, silent)
     assert report.passed, report.failures
-    assert len(loaded.labels) == CLASSES
-    np.testing.assert_allclose(want.cases[0].answers.probabilities.sum(axis=1), 1.0, atol=1e-5)
+    assert len(loaded.facts["labels"]) == CLASSES
+    np.testing.assert_allclose(want.cases[0].answers["probabilities"].sum(axis=1), 1.0, atol=1e-5)
 
 
 def test_file_of_an_old_opset_is_converted(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def types(model: onnx.ModelProto) -> dict[str, int]:
 
 def test_fp16_keeps_the_interface_and_casts_only_where_precision_changes() -> None:
     model = conv_net()
-    half = to_fp16(model, [PIXELS])
+    half = to_fp16(model, [{"pixels": PIXELS}])
     onnx.checker.check_model(half, full_check=True)
     assert [value.type.tensor_type.elem_type for value in half.graph.input] == [TensorProto.UINT8]
     assert [value.type.tensor_type.elem_type for value in half.graph.output] == [TensorProto.FLOAT] * 2
@@ -79,19 +79,19 @@ def test_fp16_keeps_the_interface_and_casts_only_where_precision_changes() -> No
 
 
 def test_fp16_halves_the_weights() -> None:
-    kinds = {item.name: item.data_type for item in to_fp16(conv_net(), [PIXELS]).graph.initializer}
+    kinds = {item.name: item.data_type for item in to_fp16(conv_net(), [{"pixels": PIXELS}]).graph.initializer}
     assert kinds["w"] == kinds["g"] == TensorProto.FLOAT16
     assert kinds["scale"] == kinds["bias"] == TensorProto.FLOAT
 
 
 def test_nodes_that_would_overflow_stay_fp32() -> None:
     model = conv_net(gain=1e5)  # activations of some hundred thousand: beyond fp16's 65504
-    half = to_fp16(model, [PIXELS])
+    half = to_fp16(model, [{"pixels": PIXELS}])
     kinds = types(half)
     assert {node.op_type: kinds[node.output[0]] for node in half.graph.node}["Conv"] == TensorProto.FLOAT
     for have, want in zip(run(half), run(model), strict=True):
         np.testing.assert_allclose(have, want, atol=5e-3 * np.ptp(want))
-    assert overflowing_nodes(conv_net(), [PIXELS]) == []
+    assert overflowing_nodes(conv_net(), [{"pixels": PIXELS}]) == []
 
 
 def test_graph_with_nan_inside_is_refused() -> None:
@@ -99,13 +99,13 @@ def test_graph_with_nan_inside_is_refused() -> None:
     weight = next(item for item in model.graph.initializer if item.name == "w")
     weight.CopyFrom(numpy_helper.from_array(np.full((16, 3, 3, 3), np.nan, np.float32), "w"))
     with pytest.raises(ExportError, match="NaN or Inf"):
-        to_fp16(model, [PIXELS])
+        to_fp16(model, [{"pixels": PIXELS}])
 
 
 def test_int8_is_qdq_per_channel_with_the_picture_side_untouched(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     model, path = conv_net(), tmp_path / "int8.onnx"
-    to_int8(model, PIXELS, path, lambda done, total: seen.append((done, total)))
+    to_int8(model, {"pixels": PIXELS}, path, lambda done, total: seen.append((done, total)))
     stored = onnx.load(str(path))
     assert seen == [(4, 8), (8, 8)]
     operators = Counter(node.op_type for node in stored.graph.node)

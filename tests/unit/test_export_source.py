@@ -15,11 +15,12 @@ from torchvision.models import get_model_weights
 from build_model import parse_precisions, parse_size
 from ortserve.errors import CalibrationError, SourceError
 from ortserve.export.labels import model_name, read_labels
-from ortserve.export.limits import limits_for
 from ortserve.export.options import Options
 from ortserve.export.pictures import divided, read_folder, spread
 from ortserve.export.preprocessing import decide
 from ortserve.export.source import load
+from ortserve.export.tasks import rows
+from ortserve.export.tasks.image_classification import limits_for
 from ortserve.export.wrapper import Packaged, TorchReference
 from ortserve.manifest import Preprocessing
 
@@ -90,9 +91,9 @@ def test_wrapper_normalises_as_torchvision_does() -> None:
     preprocessing = Preprocessing(mode="stretch", height=4, width=4, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
     logits, probabilities = Packaged(Flat(), preprocessing)(torch.from_numpy(pixels))
-    want = TorchReference(Flat(), preprocessing)(pixels)
-    np.testing.assert_allclose(logits.numpy(), want.logits, atol=1e-6)  # float32 rounding of values up to 2.7
-    np.testing.assert_allclose(probabilities.numpy(), want.probabilities, atol=1e-6)
+    want = TorchReference(Flat(), preprocessing)({"pixels": pixels})
+    np.testing.assert_allclose(logits.numpy(), want["logits"], atol=1e-6)  # float32 rounding of values up to 2.7
+    np.testing.assert_allclose(probabilities.numpy(), want["probabilities"], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,9 @@ def test_random_weights_follow_the_seed(imports: None) -> None:
     del imports
     black = np.zeros((1, 64, 64, 3), np.uint8)
     answers = [
-        load(Options(source="squeezenet1_1", weights="random", seed=seed, input_size=(64, 64)), silent).reference(black).logits
+        load(Options(source="squeezenet1_1", weights="random", seed=seed, input_size=(64, 64)), silent).reference({"pixels": black})[
+            "logits"
+        ]
         for seed in (0, 0, 1)
     ]
     np.testing.assert_array_equal(answers[0], answers[1])
@@ -130,8 +133,8 @@ def test_labels_of_another_count_give_a_torchvision_model_another_head(tmp_path:
     labels = tmp_path / "labels.txt"
     labels.write_text("cat\ndog\n\n", encoding="utf-8")
     loaded = load(Options(source="squeezenet1_1", weights="random", labels=labels, input_size=(64, 64)), silent)
-    assert loaded.labels == ("cat", "dog")
-    assert loaded.reference(np.zeros((1, 64, 64, 3), np.uint8)).logits.shape == (1, 2)
+    assert loaded.facts["labels"] == ("cat", "dog")
+    assert loaded.reference({"pixels": np.zeros((1, 64, 64, 3), np.uint8)})["logits"].shape == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -186,17 +189,17 @@ def test_limits_follow_the_command_line() -> None:
 
 def test_pictures_are_parted_where_there_are_enough(tmp_path: Path) -> None:
     few, many = np.zeros((200, 2, 2, 3), np.uint8), np.zeros((300, 2, 2, 3), np.uint8)
-    assert (len(divided(few).calibration), len(divided(few).measurement)) == (100, 200)
-    assert "also calibrated on" in divided(few).note
-    assert (len(divided(many).calibration), len(divided(many).measurement)) == (100, 200)
-    assert "none of them" in divided(many).note
+    assert (rows(divided(few, 200).calibration), rows(divided(few, 200).measurement)) == (100, 200)
+    assert "also calibrated on" in divided(few, 200).note
+    assert (rows(divided(many, 200).calibration), rows(divided(many, 200).measurement)) == (100, 200)
+    assert "none of them" in divided(many, 200).note
     assert spread(3, 10) == [0, 1, 2]
     assert len(spread(5000, 1000)) == 1000
     how = decide(Options(source="x"))
     with pytest.raises(CalibrationError, match="no picture in it"):
-        read_folder(tmp_path, how, silent)
+        read_folder(tmp_path, how, silent, enough=200)
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(CalibrationError, match=r"broken\.png cannot be read"):
-        read_folder(tmp_path, how, silent)
+        read_folder(tmp_path, how, silent, enough=200)
     with pytest.raises(CalibrationError, match="found nothing"):
-        read_folder(tmp_path / "none", how, silent)
+        read_folder(tmp_path / "none", how, silent, enough=200)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +10,20 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ortserve.export.limits import Limits, limits_for
-from ortserve.export.loaded import Answers, Pictures, Pixels
 from ortserve.export.options import Options
-from ortserve.export.verify import Expected, batches_up_to, expect, verify
-from ortserve.manifest import ParityReport, Preprocessing
+from ortserve.export.pictures import as_samples
+from ortserve.export.tasks import batches_up_to
+from ortserve.export.tasks import image_classification as task_module
+from ortserve.export.tasks.image_classification import ImageClassification, Limits
+from ortserve.export.verify import Expected, expect, verify
+from ortserve.manifest import ParityReport, Precision, Preprocessing
+from ortserve.session import Tensors
 
 SIDE, CLASSES = 8, 6
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 PREPROCESSING = Preprocessing(mode="stretch", height=SIDE, width=SIDE, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 WEIGHT = np.random.default_rng(1).normal(0, 0.1, (SIDE * SIDE * 3, CLASSES)).astype(np.float32)
-FP32 = limits_for("fp32", Options(source="x"))
+TASK = ImageClassification(PREPROCESSING, CLASSES)
 
 
 def silent(done: int, total: int) -> None:
@@ -33,10 +36,12 @@ class Linear:
 
     description: str = "numpy in float64"
 
-    def __call__(self, pixels: Pixels) -> Answers:
+    def __call__(self, inputs: Tensors) -> Tensors:
+        pixels = inputs["pixels"]
         logits = ((pixels / 255.0 - MEAN) / STD).reshape(len(pixels), -1) @ WEIGHT.astype(np.float64)
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return Answers(logits.astype(np.float32), (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32))
+        probabilities = powers / powers.sum(axis=1, keepdims=True)
+        return {"logits": logits.astype(np.float32), "probabilities": probabilities.astype(np.float32)}
 
 
 def write(path: Path, *, swapped: bool = False, normalised: bool = True, constant: bool = False, nan: bool = False) -> Path:
@@ -69,12 +74,12 @@ def write(path: Path, *, swapped: bool = False, normalised: bool = True, constan
 def expected(pictures: int = 0) -> Expected:
     random = np.random.default_rng(3)
     pixels = random.integers(0, 256, (pictures, SIDE, SIDE, 3), dtype=np.uint8)
-    given = Pictures(pixels, pixels, f"{pictures} pictures") if pictures else None
-    return expect(Linear(), PREPROCESSING, 9, given, silent)
+    given = as_samples(pixels, pixels, f"{pictures} pictures") if pictures else None
+    return expect(TASK, Linear(), 9, given, silent)
 
 
-def gate(path: Path, want: Expected, limits: Limits = FP32, *, needs_agreement: bool = False) -> ParityReport:
-    return verify(path, want, limits, needs_agreement=needs_agreement, advance=silent)
+def gate(path: Path, want: Expected, precision: Precision = "fp32") -> ParityReport:
+    return verify(path, TASK, want, precision, Options(source="x"), silent)
 
 
 def test_true_graph_passes_at_every_batch_on_noise_black_and_white(tmp_path: Path) -> None:
@@ -84,7 +89,7 @@ def test_true_graph_passes_at_every_batch_on_noise_black_and_white(tmp_path: Pat
         ("noise", 1), ("noise", 2), ("noise", 7), ("noise", 9), ("black", 1), ("white", 1),
     ]  # fmt: skip
     assert report.provider == "CPUExecutionProvider"
-    assert max(check.logits.max_abs for check in report.checks) < 1e-5  # float32 rounding against float64
+    assert max(check.outputs["logits"].max_abs for check in report.checks) < 1e-5  # float32 rounding against float64
 
 
 @pytest.mark.parametrize(
@@ -106,16 +111,15 @@ def test_missing_normalisation_fails(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mutation", ["swapped", "constant"])
 def test_mutant_fails_agreement_even_where_int8_limits_are_wide(tmp_path: Path, mutation: str) -> None:
-    report = gate(
-        write(tmp_path / "mutant.onnx", **{mutation: True}), expected(400), limits_for("int8", Options(source="x")), needs_agreement=True
-    )
+    report = gate(write(tmp_path / "mutant.onnx", **{mutation: True}), expected(400), "int8")
     assert report.agreement.value is not None
     assert report.agreement.value < 0.9
     assert any(line.startswith("top-1 agreement") for line in report.failures)
 
 
-def test_nan_always_fails_whatever_the_limits(tmp_path: Path) -> None:
-    report = gate(write(tmp_path / "nan.onnx", nan=True), expected(), Limits(1e9, 1e9, 1e9, 1e9, 0.0))
+def test_nan_always_fails_whatever_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(task_module._LIMITS, "int8", Limits(1e9, 1e9, 1e9, 1e9, 0.0))
+    report = gate(write(tmp_path / "nan.onnx", nan=True), expected(400), "int8")
     assert not report.passed
     assert all("NaN or Inf" in line for line in report.failures)
 
@@ -125,14 +129,14 @@ def test_agreement_on_too_few_pictures_is_not_measurable(tmp_path: Path) -> None
     report = gate(path, expected(199))
     assert report.agreement.value is None
     assert report.passed
-    assert not gate(path, expected(199), needs_agreement=True).passed
-    assert gate(path, expected(200), needs_agreement=True).agreement.value == 1.0
+    assert not gate(path, expected(199), "int8").passed
+    assert gate(path, expected(200), "int8").agreement.value == 1.0
 
 
 def test_agreement_on_one_class_is_not_measurable(tmp_path: Path) -> None:
-    want = expected(300)
-    same = Expected(want.reference, want.cases, want.pictures, np.zeros(300, np.intp), want.note)
-    report = gate(write(tmp_path / "true.onnx"), same, needs_agreement=True)
+    one_class = np.eye(CLASSES, dtype=np.float32)[np.zeros(300, np.intp)]
+    want = replace(expected(300), unmeasurable=TASK.unmeasurable({"probabilities": one_class}))
+    report = gate(write(tmp_path / "true.onnx"), want, "int8")
     assert report.agreement.value is None
     assert "300 pictures in 1 classes" in report.failures[-1]
 

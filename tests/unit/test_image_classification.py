@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from ortserve.errors import InferenceError, InvalidImage, InvalidParameter, Mode
 from ortserve.manifest import Manifest, Preprocessing, Source, TensorSpec
 from ortserve.profile import Execution, Images, Limits, Profile
 from ortserve.tasks.image_classification import ImageClassification, Parameters, top
+from ortserve.tasks.row import Row
 
+FOLDER = Path()  # a classifier reads no file of its package
+BEST = Parameters(top_k=1)
 HOW = Preprocessing(mode="crop", height=16, width=24, resize_size=30, mean=(0, 0, 0), std=(1, 1, 1))
 
 
@@ -50,7 +54,7 @@ def profile(**changes: Any) -> Profile:
 
 def task(classes: int = 10) -> ImageClassification:
     """The task for a model of that many classes."""
-    return ImageClassification(manifest(classes), profile())
+    return ImageClassification(manifest(classes), FOLDER, profile())
 
 
 def jpeg(width: int = 100, height: int = 80) -> bytes:
@@ -64,14 +68,14 @@ def jpeg(width: int = 100, height: int = 80) -> bytes:
 
 
 def test_the_manifest_names_the_task() -> None:
-    loaded = tasks.load(manifest(), profile())
+    loaded = tasks.load(manifest(), FOLDER, profile())
     assert isinstance(loaded, ImageClassification)
     assert loaded.outputs == ("probabilities",)
 
 
 def test_an_unknown_task_is_refused_naming_the_known_ones() -> None:
-    with pytest.raises(ModelError, match=r"model net is for the task 'object-detection', expected one of image-classification: build it"):
-        tasks.load(manifest(task="object-detection"), profile())
+    with pytest.raises(ModelError, match=r"model net is for the task 'nothing-like-it', expected one of image-classification: build it"):
+        tasks.load(manifest(task="nothing-like-it"), FOLDER, profile())
 
 
 @pytest.mark.parametrize(
@@ -88,7 +92,7 @@ def test_an_unknown_task_is_refused_naming_the_known_ones() -> None:
 )
 def test_a_model_that_is_no_classifier_of_pictures_is_refused_at_start(changes: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match=r"model net is for image-classification: expected one .*|.*expected an output .*build it again"):
-        tasks.load(manifest(**changes), profile())
+        tasks.load(manifest(**changes), FOLDER, profile())
 
 
 # --- parameters ------------------------------------------------------------------------------------------------------
@@ -130,7 +134,7 @@ def test_an_unknown_parameter_is_refused_naming_the_nearest(field: str, hint: st
 
 @pytest.mark.parametrize("decoder", ["exact", "draft"])
 def test_a_picture_becomes_one_row_of_the_models_input(decoder: Any) -> None:
-    tensors = ImageClassification(manifest(), profile(images=Images(decoder=decoder))).preprocess(memoryview(jpeg()))
+    tensors = ImageClassification(manifest(), FOLDER, profile(images=Images(decoder=decoder))).preprocess(memoryview(jpeg()), BEST).tensors
     assert list(tensors) == ["image"]
     assert (tensors["image"].shape, tensors["image"].dtype, tensors["image"].flags.c_contiguous) == ((1, 16, 24, 3), np.uint8, True)
     assert np.array_equal(tensors["image"][0], images.load(jpeg(), HOW, Limits(), decoder=decoder))
@@ -138,12 +142,12 @@ def test_a_picture_becomes_one_row_of_the_models_input(decoder: Any) -> None:
 
 def test_what_is_no_picture_is_refused() -> None:
     with pytest.raises(InvalidImage):
-        task().preprocess(b"no picture")
+        task().preprocess(b"no picture", BEST)
 
 
 def test_the_profiles_limits_hold() -> None:
     with pytest.raises(images.ImageTooLarge):
-        ImageClassification(manifest(), profile(limits=Limits(max_image_pixels=7999))).preprocess(jpeg())
+        ImageClassification(manifest(), FOLDER, profile(limits=Limits(max_image_pixels=7999))).preprocess(jpeg(), BEST)
 
 
 # --- out -------------------------------------------------------------------------------------------------------------
@@ -152,7 +156,7 @@ def test_the_profiles_limits_hold() -> None:
 def answer(scores: list[float], k: int) -> list[dict[str, Any]]:
     """The answer to one row of scores."""
     row = np.array([scores], np.float32)
-    return task(len(scores)).postprocess({"probabilities": row}, Parameters(top_k=k))
+    return task(len(scores)).postprocess({"probabilities": row}, Row({}), Parameters(top_k=k))
 
 
 def test_the_answer_is_best_first_in_plain_types_with_the_shortest_numbers() -> None:

@@ -30,7 +30,7 @@ def manifest(file: str = "model-fp32.onnx") -> Manifest:
         reference="PyTorch fp32",
         provider="CPUExecutionProvider",
         checks=(),
-        agreement=Agreement(value=None, limit=1.0, pictures=0, classes=0, passed=True, note="not measurable"),
+        agreement=Agreement(measure="top-1 agreement", value=None, limit=1.0, samples=0, passed=True, note="not measurable"),
         passed=True,
         failures=(),
     )
