@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bentoml import Bento
 
     from ortserve.edge import App
+    from ortserve.metrics import Metrics
     from ortserve.model import ServedModel
 
 logger = logging.getLogger("ortserve.bento")
@@ -101,20 +102,36 @@ class OrtService(Service[Any]):
         logs.configure(self.profile.logging)
         with exit_with_one_line():
             self.selected()
-        first_worker.watch(readiness.create_run_folder())
+            folder = readiness.create_run_folder()
+            self._open_metrics_port(folder)
+        first_worker.watch(folder)
+
+    def _open_metrics_port(self, folder: Path) -> None:
+        """Answer `/metrics` from this process where the profile gives it a port of its own; else load nothing for it."""
+        if self.profile.metrics.port is None:
+            return
+        multiprocess.enter(folder / "metrics")
+        from ortserve import metrics_port
+
+        metrics_port.start(self.profile.metrics.host, self.profile.metrics.port, self.metrics)
 
     @cached_property
-    def served(self) -> ServedModel:
-        """The open model of this worker process, warm, on a confirmed provider. Raises StartupError."""
+    def metrics(self) -> Metrics:
+        """What this process counts. To be asked for after `multiprocess.enter()`."""
         from ortserve.metrics import Metrics  # imported late: prometheus_client looks for its folder when it is imported
-        from ortserve.model import ServedModel, onnxruntime_version  # imported late: the parent process needs no ONNX Runtime
 
-        stored = self.selected()
-        self.metrics = Metrics(
+        return Metrics(
             service=self.bento.tag.name if self.bento else self.name,
             version=(self.bento.tag.version if self.bento else None) or "not available",
             runner=self.name,
         )
+
+    @cached_property
+    def served(self) -> ServedModel:
+        """The open model of this worker process, warm, on a confirmed provider. Raises StartupError."""
+        from ortserve.model import ServedModel, onnxruntime_version  # imported late: the parent process needs no ONNX Runtime
+
+        stored = self.selected()
 
         def open_model(execution: Execution) -> ServedModel:
             return ServedModel(
@@ -171,6 +188,8 @@ class OrtService(Service[Any]):
 
             connection.install()
         self.inject_config()
+        if readiness.made_here(folder):  # there is no parent to do it
+            self._open_metrics_port(folder)
         offered = {endpoint.path for endpoint in self.served.task.endpoints}
         self.apis = {name: api for name, api in self.apis.items() if api.route in offered}  # of every task; this model has one
         ready = readiness.Readiness(folder, self.profile.workers)
@@ -182,10 +201,11 @@ class OrtService(Service[Any]):
                 await asyncio.to_thread(tracer.close)
 
         inner = AppFactory(self, ready, close, is_main=is_main)()
+        own = {route.path for route in inner.routes if not isinstance(route, Mount) and hasattr(route, "path")}
         return Edge(
             inner,
             routes.build(self.served, self.profile, ready, self.metrics),
-            passed_on=[route.path for route in inner.routes if not isinstance(route, Mount) and hasattr(route, "path")],
+            passed_on=sorted(own - {"/metrics"}),  # that is ours, or nobody's where it has a port of its own
             mounts=[route.path.rstrip("/") + "/" for route in inner.routes if isinstance(route, Mount)],
             metrics=self.metrics,
             tracer=tracer,
@@ -196,7 +216,8 @@ class OrtService(Service[Any]):
     def openapi_spec(self) -> Any:
         """BentoML's OpenAPI document, completed with what our edge adds: GET paths, raw bodies, query parameters, errors."""
         version = (self.bento.tag.version if self.bento else None) or "checkout"
-        return openapi.complete(super().openapi_spec, inspect.getdoc(self.inner) or "", version)
+        description = inspect.getdoc(self.inner) or ""
+        return openapi.complete(super().openapi_spec, description, version, metrics=self.profile.metrics.port is None)
 
 
 def _stored(tag: Tag) -> Any:

@@ -92,7 +92,12 @@ CATALOGUE: tuple[Entry, ...] = (
         "livesum",
     ),
     Entry(
-        "ortserve_workers", "gauge", (), "workers", "Living workers. Fewer than the profile's: one died and was not replaced.", "livesum"
+        "ortserve_workers",
+        "gauge",
+        (),
+        "workers",
+        "Living workers that opened their model. Fewer than the profile's: one died and was not replaced.",
+        "livesum",
     ),
     Entry(
         "ortserve_gpu_utilization_ratio",
@@ -121,7 +126,7 @@ _OVER_WORKERS: dict[Mode | None, str] = {
     None: "",
     "livesum": " Sum over living workers.",
     "livemax": " The same in every worker, not summed.",
-    "livemostrecent": " Read by one worker for all, not summed.",
+    "livemostrecent": " Read by one process for all, not summed.",
     "max": " The latest over all workers.",
 }
 
@@ -129,6 +134,8 @@ _HEAD = """# Metrics
 
 Written by `python -m ortserve.catalogue > docs/METRICS.md`; a test compares. `GET /metrics` shows all workers of a service as one.
 
+- It stands on the service's port, or, with `metrics.port` in the profile, alone on that one: answered by the parent process, whatever
+  becomes of the workers.
 - Counters and histograms of a worker that died stay in the sum; gauges of a worker that died vanish.
 - `endpoint` is a route template, or `unmatched` for any other path. `model` is the name of a loaded package. `reason` is an
   error code of the answer's `error.code`, or `unknown`. No caller can make a new series.

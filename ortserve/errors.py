@@ -82,6 +82,12 @@ class ProviderError(StartupError):
     code = "provider_unavailable"
 
 
+class PortError(StartupError):
+    """A port the profile asks for cannot be opened."""
+
+    code = "port_unavailable"
+
+
 # --- requests: the sender's fault ------------------------------------------------------------------------------------
 
 

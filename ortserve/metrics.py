@@ -20,7 +20,7 @@ from prometheus_client.core import Metric, Sample
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from ortserve import errors, multiprocess
+from ortserve import errors, gpu, multiprocess
 from ortserve.catalogue import CATALOGUE, Entry
 from ortserve.gpu import GpuReading
 
@@ -133,7 +133,6 @@ class Metrics:
         self._in_progress: dict[str, Gauge] = {}
         self._finished: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._models: dict[str, ModelMetrics] = {}
-        self.gauge("ortserve_workers").set(1)
 
     def _register(self, entry: Entry) -> None:
         if entry.kind == "counter":
@@ -199,7 +198,8 @@ class Metrics:
     def describe(
         self, *, model: str, version: str, task: str, precision: str, sha256: str, provider: str, onnxruntime_version: str
     ) -> None:
-        """State the facts of a loaded model; `provider` is the one its session confirmed."""
+        """State the facts of a loaded model, which make this process a worker; `provider` is the one its session confirmed."""
+        self.gauge("ortserve_workers").set(1)
         self.for_model(model)
         self.gauge("ortserve_model_info").labels(model, version, task, precision, sha256, provider, onnxruntime_version).set(1)
         self.gauge("ortserve_provider_active_workers").labels(model, provider).set(1)
@@ -215,6 +215,11 @@ class Metrics:
                 self.gauge("ortserve_gpu_utilization_ratio").labels(index).set(reading.utilization)
             self.gauge("ortserve_gpu_memory_used_bytes").labels(index).set(reading.memory_used_bytes)
             self.gauge("ortserve_gpu_memory_total_bytes").labels(index).set(reading.memory_total_bytes)
+
+    def scrape(self) -> tuple[bytes, str]:
+        """The exposition text, the GPUs read afresh, and its content type. Blocks as `render()` does."""
+        self.gpus(gpu.devices())
+        return render(self.registry)
 
 
 class _Collected(Collector):

@@ -34,12 +34,16 @@ _GET_PATHS = {
 }
 
 
-def complete(spec: OpenAPISpecification, description: str, version: str) -> OpenAPISpecification:
-    """The same document with every path the edge answers, each with our error shape; `description` and `version` stand at its head."""
+def complete(spec: OpenAPISpecification, description: str, version: str, *, metrics: bool = True) -> OpenAPISpecification:
+    """The same document with every path the edge answers, each with our error shape; `description` and `version` stand at its head.
+
+    `metrics`: whether `/metrics` is among those paths.
+    """
     written = spec.asdict()
     paths: dict[str, Any] = {path: {"post": _predict(item["post"])} for path, item in written["paths"].items() if "post" in item}
     for path, (summary, errors) in _GET_PATHS.items():
-        paths[path] = {"get": _get(path, summary, errors)}
+        if metrics or path != "/metrics":
+            paths[path] = {"get": _get(path, summary, errors)}
     schemas = {name: schema for name, schema in written["components"]["schemas"].items() if not _superseded(name)}
     error = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas |= error.pop("$defs") | {"ErrorBody": error}

@@ -7,6 +7,7 @@ Parsed once, frozen, unknown keys refused; the unit is in every name. `load("def
 from __future__ import annotations
 
 import difflib
+import ipaddress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -111,6 +112,19 @@ class Logging(_Section):
     access_log: bool = False
 
 
+class MetricsPort(_Section):
+    """Where `/metrics` is answered."""
+
+    port: int | None = Field(default=None, ge=1, le=65535)  # None: on the service's own port
+    host: str = "0.0.0.0"  # an IP address; counts only with a port
+
+    @field_validator("host")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        ipaddress.ip_address(value)
+        return value
+
+
 class Tracing(_Section):
     """OpenTelemetry spans over OTLP; the exporter is set by the standard OTEL_* variables."""
 
@@ -129,6 +143,7 @@ class Profile(_Section):
     images: Images = Images()
     limits: Limits = Limits()
     logging: Logging = Logging()
+    metrics: MetricsPort = MetricsPort()
     tracing: Tracing = Tracing()
 
 

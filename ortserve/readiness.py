@@ -40,8 +40,8 @@ def ever_ready(folder: Path) -> bool:
 
 def report_failure(folder: Path, line: str) -> int | str:
     """What to leave a worker with that cannot start: 1 where its parent says the line, whatever number of workers fail; else the line."""
-    if f".{multiprocess.process_id(os.getpid())}." in folder.name:
-        return line  # this process made the folder: there is no parent
+    if made_here(folder):
+        return line  # there is no parent
     fresh = folder / f"{_FAILED}.{os.getpid()}"
     fresh.write_text(line, encoding="utf-8")
     fresh.replace(folder / _FAILED)
@@ -54,6 +54,11 @@ def failure(folder: Path) -> str | None:
         return (folder / _FAILED).read_text(encoding="utf-8")
     except OSError:
         return None
+
+
+def made_here(folder: Path) -> bool:
+    """True where this process made that run folder: it is the parent, or a worker that has none."""
+    return f".{multiprocess.process_id(os.getpid())}." in folder.name
 
 
 def run_folder() -> Path:

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ortserve import body, gpu, requests
+from ortserve import body, requests
 from ortserve.edge import Handler, Receive, Request, Route
 from ortserve.errors import NotFound, RequestError, ServingError
-from ortserve.metrics import Metrics, render
+from ortserve.metrics import Metrics
 from ortserve.model import Answer, ServedModel
 from ortserve.page import page
 from ortserve.profile import Limits, Profile
@@ -23,7 +23,7 @@ MULTIPART_OVERHEAD_BYTES = 64 * 1024  # boundaries, part headers and form fields
 
 
 def build(served: ServedModel, profile: Profile, readiness: Readiness, metrics: Metrics) -> list[Route]:
-    """Every route of the service: the task's endpoints, the models' facts, health and metrics."""
+    """Every route of the service: the task's endpoints, the models' facts, health, and metrics where they have no port of their own."""
     budget = body.BufferBudget(profile.limits.max_buffered_bytes)
     models = {served.name: served}
     return [
@@ -33,7 +33,7 @@ def build(served: ServedModel, profile: Profile, readiness: Readiness, metrics: 
         Route("GET", "/models/{name}", _show_model(models, profile)),
         Route("GET", "/livez", _alive),
         Route("GET", "/readyz", _ready(readiness)),
-        Route("GET", "/metrics", _metrics(metrics)),
+        *([Route("GET", "/metrics", _metrics(metrics))] if profile.metrics.port is None else []),
     ]
 
 
@@ -159,12 +159,8 @@ def _ready(readiness: Readiness) -> Handler:
 
 
 def _metrics(metrics: Metrics) -> Handler:
-    def scrape() -> tuple[bytes, str]:
-        metrics.gpus(gpu.devices())
-        return render(metrics.registry)
-
     async def handler(_: Request) -> Reply:
-        text, content_type = await asyncio.to_thread(scrape)
+        text, content_type = await asyncio.to_thread(metrics.scrape)
         return Reply(200, text, content_type.encode())
 
     return handler

@@ -43,6 +43,8 @@ def test_a_profile_is_frozen(tmp_path: Path) -> None:
         ("workers: many\n", r"workers: .*got 'many'"),
         ("workers: 0\n", r"workers: .*greater than or equal to 1, got 0"),
         ("limits: {request_timeout_ms: 0}\n", r"limits\.request_timeout_ms: .*greater than 0"),
+        ("metrics: {port: 70000}\n", r"metrics\.port: .*less than or equal to 65535, got 70000"),
+        ("metrics: {host: localhost}\n", r"metrics\.host: .*does not appear to be an IPv4 or IPv6 address, got 'localhost'"),
     ],
 )
 def test_a_fault_names_the_file_the_key_and_the_remedy(tmp_path: Path, addition: str, message: str) -> None:
