@@ -27,6 +27,7 @@ from ortserve.gpu import GpuReading
 UNMATCHED = "unmatched"  # the endpoint label of every path that is no route: callers cannot make series
 UNKNOWN = "unknown"  # the model or reason label of anything that is not in its closed set
 PROBES = frozenset({"/healthz", "/livez", "/readyz", "/metrics"})  # do not count as a "last request", as in BentoML
+_FAILURES = (500, 503, 504)  # the statuses of an endpoint that is the service's fault; `replies.py` has the table
 
 
 def _codes(root: type[errors.OrtServeError]) -> frozenset[str]:
@@ -68,6 +69,8 @@ class ModelMetrics:
         def histogram(name: str) -> Histogram:
             return metrics.histogram(name).labels(model)
 
+        self._metrics = metrics
+        self._model = model
         self._queue_rows = metrics.gauge("ortserve_queue_size_rows").labels(model)
         self._in_flight = metrics.gauge("ortserve_batches_in_flight").labels(model)
         self._batch_rows = histogram("ortserve_batch_size_rows")
@@ -81,6 +84,15 @@ class ModelMetrics:
         self._decode_errors = {reason: decode_errors.labels(model, reason) for reason in sorted({*DECODE_REASONS, UNKNOWN})}
         self.queue_changed(0)
         self._in_flight.set(0)
+
+    def opened(self, *, queue_rows: int, batch_rows: int, slots: int, p99_target_s: float, wanted: str, provider: str) -> None:
+        """The model is open on `provider`, where the profile would have had `wanted`; the other numbers are its bounds and its aim."""
+        metrics = self._metrics
+        metrics.gauge("ortserve_queue_capacity_rows").labels(self._model).set(queue_rows)
+        metrics.gauge("ortserve_batch_limit_rows").labels(self._model).set(batch_rows)
+        metrics.gauge("ortserve_batch_slots").labels(self._model).set(slots)
+        metrics.gauge("ortserve_p99_target_seconds").labels(self._model).set(p99_target_s)
+        metrics.gauge("ortserve_provider_fallback_workers").labels(self._model, wanted).set(provider != wanted)
 
     def queue_changed(self, rows: int) -> None:
         """The queue now holds that many rows."""
@@ -134,6 +146,8 @@ class Metrics:
         self._finished: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._models: dict[str, ModelMetrics] = {}
         self.gauge("ortserve_workers").set(1)
+        self.gauge("ortserve_start_time_seconds").labels(service, version).set(time.time())
+        self.counter("ortserve_worker_starts_total").inc()
 
     def _register(self, entry: Entry) -> None:
         if entry.kind == "counter":
@@ -161,6 +175,11 @@ class Metrics:
         if model not in self._models:
             self._models[model] = ModelMetrics(self, model)
         return self._models[model]
+
+    def expect(self, endpoint: str) -> None:
+        """Let that endpoint's failures stand at 0: a first one that appears at 1 is an increase no rate() can see."""
+        for status in _FAILURES:
+            self.counter("bentoml_service_request_total").labels(endpoint, *self._service, str(status))
 
     def request_started(self, endpoint: str) -> None:
         """An HTTP request came in; `endpoint` is its route template or UNMATCHED."""
@@ -203,6 +222,11 @@ class Metrics:
         self.for_model(model)
         self.gauge("ortserve_model_info").labels(model, version, task, precision, sha256, provider, onnxruntime_version).set(1)
         self.gauge("ortserve_provider_active_workers").labels(model, provider).set(1)
+
+    def readiness(self, ready: int, expected: int) -> None:
+        """Store what `/readyz` would say, right before `render()`; like `gpus`, one worker says it for all."""
+        self.gauge("ortserve_ready_workers").set(ready)
+        self.gauge("ortserve_expected_workers").set(expected)
 
     def gpus(self, readings: Iterable[GpuReading]) -> None:
         """Store what `gpu.devices()` read, right before `render()`.

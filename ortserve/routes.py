@@ -27,6 +27,8 @@ def build(served: ServedModel, profile: Profile, readiness: Readiness, metrics: 
     """Every route of the service: the task's endpoints, the models' facts, health and metrics."""
     budget = body.BufferBudget(profile.limits.max_buffered_bytes)
     models = {served.name: served}
+    for endpoint in served.task.endpoints:
+        metrics.expect(endpoint.path)
     return [
         *(Route("POST", endpoint.path, _predict(served, endpoint, profile.limits, budget)) for endpoint in served.task.endpoints),
         Route("GET", "/", page(served.name)),
@@ -34,7 +36,7 @@ def build(served: ServedModel, profile: Profile, readiness: Readiness, metrics: 
         Route("GET", "/models/{name}", _show_model(models, profile)),
         Route("GET", "/livez", _alive),
         Route("GET", "/readyz", _ready(readiness)),
-        Route("GET", "/metrics", _metrics(metrics)),
+        Route("GET", "/metrics", _metrics(metrics, readiness)),
     ]
 
 
@@ -204,8 +206,9 @@ def _ready(readiness: Readiness) -> Handler:
     return handler
 
 
-def _metrics(metrics: Metrics) -> Handler:
+def _metrics(metrics: Metrics, readiness: Readiness) -> Handler:
     def scrape() -> tuple[bytes, str]:
+        metrics.readiness(*readiness.count())
         metrics.gpus(gpu.devices())
         return render(metrics.registry)
 
