@@ -113,7 +113,8 @@ class OrtService(Service[Any]):
         multiprocess.enter(folder / "metrics")
         from ortserve import metrics_port
 
-        metrics_port.start(self.profile.metrics.host, self.profile.metrics.port, self.metrics)
+        ready = readiness.Readiness(folder, self.profile.workers)
+        metrics_port.start(self.profile.metrics.host, self.profile.metrics.port, self.metrics, ready)
 
     @cached_property
     def metrics(self) -> Metrics:

@@ -23,10 +23,12 @@ from prometheus_client.registry import Collector
 from ortserve import errors, gpu, multiprocess
 from ortserve.catalogue import CATALOGUE, Entry
 from ortserve.gpu import GpuReading
+from ortserve.readiness import Readiness
 
 UNMATCHED = "unmatched"  # the endpoint label of every path that is no route: callers cannot make series
 UNKNOWN = "unknown"  # the model or reason label of anything that is not in its closed set
 PROBES = frozenset({"/healthz", "/livez", "/readyz", "/metrics"})  # do not count as a "last request", as in BentoML
+_FAILURES = (500, 503, 504)  # the statuses of an endpoint that is the service's fault; `replies.py` has the table
 
 
 def _codes(root: type[errors.OrtServeError]) -> frozenset[str]:
@@ -68,6 +70,8 @@ class ModelMetrics:
         def histogram(name: str) -> Histogram:
             return metrics.histogram(name).labels(model)
 
+        self._metrics = metrics
+        self._model = model
         self._queue_rows = metrics.gauge("ortserve_queue_size_rows").labels(model)
         self._in_flight = metrics.gauge("ortserve_batches_in_flight").labels(model)
         self._batch_rows = histogram("ortserve_batch_size_rows")
@@ -81,6 +85,15 @@ class ModelMetrics:
         self._decode_errors = {reason: decode_errors.labels(model, reason) for reason in sorted({*DECODE_REASONS, UNKNOWN})}
         self.queue_changed(0)
         self._in_flight.set(0)
+
+    def opened(self, *, queue_rows: int, batch_rows: int, slots: int, p99_target_s: float, wanted: str, provider: str) -> None:
+        """The model is open on `provider`, where the profile would have had `wanted`; the other numbers are its bounds and its aim."""
+        metrics = self._metrics
+        metrics.gauge("ortserve_queue_capacity_rows").labels(self._model).set(queue_rows)
+        metrics.gauge("ortserve_batch_limit_rows").labels(self._model).set(batch_rows)
+        metrics.gauge("ortserve_batch_slots").labels(self._model).set(slots)
+        metrics.gauge("ortserve_p99_target_seconds").labels(self._model).set(p99_target_s)
+        metrics.gauge("ortserve_provider_fallback_workers").labels(self._model, wanted).set(provider != wanted)
 
     def queue_changed(self, rows: int) -> None:
         """The queue now holds that many rows."""
@@ -161,6 +174,11 @@ class Metrics:
             self._models[model] = ModelMetrics(self, model)
         return self._models[model]
 
+    def expect(self, endpoint: str) -> None:
+        """Let that endpoint's failures stand at 0: a first one that appears at 1 is an increase no rate() can see."""
+        for status in _FAILURES:
+            self.counter("bentoml_service_request_total").labels(endpoint, *self._service, str(status))
+
     def request_started(self, endpoint: str) -> None:
         """An HTTP request came in; `endpoint` is its route template or UNMATCHED."""
         if endpoint not in PROBES:
@@ -200,6 +218,8 @@ class Metrics:
     ) -> None:
         """State the facts of a loaded model, which make this process a worker; `provider` is the one its session confirmed."""
         self.gauge("ortserve_workers").set(1)
+        self.gauge("ortserve_start_time_seconds").labels(*self._service[:2]).set(time.time())
+        self.counter("ortserve_worker_starts_total").inc()
         self.for_model(model)
         self.gauge("ortserve_model_info").labels(model, version, task, precision, sha256, provider, onnxruntime_version).set(1)
         self.gauge("ortserve_provider_active_workers").labels(model, provider).set(1)
@@ -216,8 +236,11 @@ class Metrics:
             self.gauge("ortserve_gpu_memory_used_bytes").labels(index).set(reading.memory_used_bytes)
             self.gauge("ortserve_gpu_memory_total_bytes").labels(index).set(reading.memory_total_bytes)
 
-    def scrape(self) -> tuple[bytes, str]:
-        """The exposition text, the GPUs read afresh, and its content type. Blocks as `render()` does."""
+    def scrape(self, readiness: Readiness) -> tuple[bytes, str]:
+        """The exposition text and its content type; what `/readyz` would say and the GPUs are read afresh. Blocks as `render()` does."""
+        ready, expected = readiness.count()
+        self.gauge("ortserve_ready_workers").set(ready)
+        self.gauge("ortserve_expected_workers").set(expected)
         self.gpus(gpu.devices())
         return render(self.registry)
 

@@ -29,6 +29,9 @@ Refusal = RequestError | ServingError  # why a payload has no answer
 class ModelObserver(Observer, Protocol):
     """What a served model reports beside its batcher's reports; `metrics.ModelMetrics` is one."""
 
+    def opened(self, *, queue_rows: int, batch_rows: int, slots: int, p99_target_s: float, wanted: str, provider: str) -> None:
+        """The model is open: its batcher's bounds, what its answers aim at, the provider the profile wanted and the one it has."""
+
     def decoded(self, seconds: float) -> None:
         """A payload became tensors in `seconds`."""
 
@@ -56,6 +59,15 @@ def onnxruntime_version() -> str:
     """The version of ONNX Runtime that runs the models."""
     version: str = ort.__version__
     return version
+
+
+def wanted_provider(profile: Profile) -> str:
+    """The profile's first provider that this build of ONNX Runtime has, whether or not this machine has the device.
+
+    A CPU build cannot fall back from a GPU; a CUDA build on a machine whose driver is gone does.
+    """
+    built = ort.get_available_providers()
+    return next((execution.provider for execution in profile.execution if execution.provider in built), profile.execution[0].provider)
 
 
 def choose_precision(manifest: Manifest, execution: Execution) -> Precision:
@@ -112,6 +124,15 @@ class ServedModel:
         self._timeout_s = profile.limits.request_timeout_ms / 1000
         wanted = profile.images.decode_threads
         self._decoders = ThreadPoolExecutor(available_cpus() if wanted == "auto" else wanted, thread_name_prefix="decode")
+        if observer:
+            observer.opened(
+                queue_rows=self.batching.max_queue_size,
+                batch_rows=self.batching.max_batch_size,
+                slots=self.batching.max_in_flight,
+                p99_target_s=profile.p99_target_ms / 1000,
+                wanted=wanted_provider(profile),
+                provider=self.session.provider,
+            )
 
     @property
     def name(self) -> str:

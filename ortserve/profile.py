@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -104,6 +104,12 @@ class Limits(_Section):
     max_buffered_bytes: int = Field(default=512 * 1024 * 1024, ge=1)
 
 
+class Objectives(_Section):
+    """What the alerts measure the service by. It changes nothing in how the service runs."""
+
+    p99_ms: Annotated[float, Field(gt=0.0)] | Literal["auto"] = "auto"  # "auto": a quarter of request_timeout_ms
+
+
 class Logging(_Section):
     """What is written to standard error."""
 
@@ -142,9 +148,25 @@ class Profile(_Section):
     execution: tuple[Execution, ...] = Field(min_length=1)  # tried in order; the first whose provider the session confirms
     images: Images = Images()
     limits: Limits = Limits()
+    objectives: Objectives = Objectives()
     logging: Logging = Logging()
     metrics: MetricsPort = MetricsPort()
     tracing: Tracing = Tracing()
+
+    @property
+    def p99_target_ms(self) -> float:
+        """What 99 of 100 answers are to be ready within."""
+        wanted = self.objectives.p99_ms
+        return self.limits.request_timeout_ms / 4 if wanted == "auto" else wanted
+
+    @model_validator(mode="after")
+    def _target_can_be_missed(self) -> Profile:
+        if self.p99_target_ms >= self.limits.request_timeout_ms:
+            raise ValueError(
+                f"objectives.p99_ms ({self.p99_target_ms:g}) must be below limits.request_timeout_ms ({self.limits.request_timeout_ms:g}): "
+                "what would take longer is dropped unanswered, so that a later answer never comes and the alert never would"
+            )
+        return self
 
 
 def shipped_names() -> tuple[str, ...]:

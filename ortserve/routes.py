@@ -26,6 +26,8 @@ def build(served: ServedModel, profile: Profile, readiness: Readiness, metrics: 
     """Every route of the service: the task's endpoints, the models' facts, health, and metrics where they have no port of their own."""
     budget = body.BufferBudget(profile.limits.max_buffered_bytes)
     models = {served.name: served}
+    for endpoint in served.task.endpoints:
+        metrics.expect(endpoint.path)
     return [
         *(Route("POST", endpoint.path, _predict(served, endpoint, profile.limits, budget)) for endpoint in served.task.endpoints),
         Route("GET", "/", page(served.name)),
@@ -33,7 +35,7 @@ def build(served: ServedModel, profile: Profile, readiness: Readiness, metrics: 
         Route("GET", "/models/{name}", _show_model(models, profile)),
         Route("GET", "/livez", _alive),
         Route("GET", "/readyz", _ready(readiness)),
-        *([Route("GET", "/metrics", _metrics(metrics))] if profile.metrics.port is None else []),
+        *([Route("GET", "/metrics", _metrics(metrics, readiness))] if profile.metrics.port is None else []),
     ]
 
 
@@ -158,9 +160,9 @@ def _ready(readiness: Readiness) -> Handler:
     return handler
 
 
-def _metrics(metrics: Metrics) -> Handler:
+def _metrics(metrics: Metrics, readiness: Readiness) -> Handler:
     async def handler(_: Request) -> Reply:
-        text, content_type = await asyncio.to_thread(metrics.scrape)
+        text, content_type = await asyncio.to_thread(metrics.scrape, readiness)
         return Reply(200, text, content_type.encode())
 
     return handler
