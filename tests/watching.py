@@ -76,6 +76,20 @@ def metric_names(expression: str) -> set[str]:
     return names | {re.sub(r"_(bucket|sum|count)$", "", name) for name in _NAME.findall(expression)}
 
 
+def dashboard_queries() -> list[str]:
+    """Every query of the dashboard, annotations and variables included, as it is written."""
+    dashboard = json.loads((DEPLOY / "grafana" / "dashboards" / "ortserve.json").read_text(encoding="utf-8"))
+    return [
+        *(target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())),
+        *(annotation["expr"] for annotation in dashboard["annotations"]["list"]),
+    ]
+
+
+def filled_in(query: str) -> str:
+    """The query with the dashboard's variables at their first value: all models."""
+    return query.replace("$model", ".*")
+
+
 # --- the webhook -----------------------------------------------------------------------------------------------------
 
 
@@ -147,7 +161,7 @@ class Prometheus:
     url: str
 
     def ask(self, path: str, **parameters: str | float) -> Any:
-        """`data` of the API's answer. Raises AssertionError with Prometheus' own words where it refuses, for a query it cannot parse say."""
+        """`data` of the API's answer. Raises AssertionError with Prometheus' own words where it refuses: a query it cannot parse, say."""
         address = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
             with urllib.request.urlopen(address, timeout=10) as answer:

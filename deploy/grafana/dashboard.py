@@ -269,7 +269,7 @@ ROWS: tuple[tuple[str, int, tuple[dict[str, Any], ...]], ...] = (
     ),
     (
         "What does the GPU do?",
-        7,
+        5,
         (
             graph(
                 "GPU busy",

@@ -25,7 +25,9 @@ def cases() -> list[dict[str, Any]]:
 
 
 def test_promtool_accepts_the_configuration_and_every_rule() -> None:
-    assert f"SUCCESS: {len(RULES)} rule files found" in run_tool("promtool", "check", "config", str(DEPLOY / "prometheus" / "prometheus.yml"))
+    assert f"SUCCESS: {len(RULES)} rule files found" in run_tool(
+        "promtool", "check", "config", str(DEPLOY / "prometheus" / "prometheus.yml")
+    )
     run_tool("promtool", "check", "rules", *map(str, RULES))
 
 

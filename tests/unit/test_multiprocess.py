@@ -174,7 +174,13 @@ def test_the_folder_stays_small_however_many_workers_die(tmp_path: Path, start: 
         sizes.append((len(list(tmp_path.iterdir())), sum(path.stat().st_size for path in tmp_path.iterdir())))
     assert refusals(tmp_path) == sum(number % 3 for number in range(1, 51))
     assert sizes[-1] == sizes[2]
-    assert {path.name for path in tmp_path.iterdir()} == {"lock", "counter_dead.db", "histogram_dead.db", "gauge_max_dead.db", "gauge_min_dead.db"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "lock",
+        "counter_dead.db",
+        "histogram_dead.db",
+        "gauge_max_dead.db",
+        "gauge_min_dead.db",
+    }
 
 
 def test_a_pid_handed_out_again_is_not_taken_for_the_dead_worker(tmp_path: Path, start: Callable[[], Worker]) -> None:
@@ -275,7 +281,13 @@ def test_a_sweep_killed_at_any_step_loses_and_doubles_nothing(tmp_path: Path) ->
         for _ in range(2):
             assert refusals(folder) == 8, f"killed before step {step} of {total}"
             assert read(folder, "ortserve_decode_duration_seconds_count", model="digits") == 8
-        assert {path.name for path in folder.iterdir()} == {"lock", "counter_dead.db", "histogram_dead.db", "gauge_max_dead.db", "gauge_min_dead.db"}
+        assert {path.name for path in folder.iterdir()} == {
+            "lock",
+            "counter_dead.db",
+            "histogram_dead.db",
+            "gauge_max_dead.db",
+            "gauge_min_dead.db",
+        }
         shutil.rmtree(folder)
 
 
