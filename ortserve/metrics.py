@@ -28,7 +28,7 @@ from ortserve.readiness import Readiness
 UNMATCHED = "unmatched"  # the endpoint label of every path that is no route: callers cannot make series
 UNKNOWN = "unknown"  # the model or reason label of anything that is not in its closed set
 PROBES = frozenset({"/healthz", "/livez", "/readyz", "/metrics"})  # do not count as a "last request", as in BentoML
-_FAILURES = (500, 503, 504)  # the statuses of an endpoint that is the service's fault; `replies.py` has the table
+_ANSWERS = (200, 429, 500, 503, 504)  # statuses of an endpoint, less those that are the caller's fault; `replies.py` has the table
 
 
 def _codes(root: type[errors.OrtServeError]) -> frozenset[str]:
@@ -175,8 +175,8 @@ class Metrics:
         return self._models[model]
 
     def expect(self, endpoint: str) -> None:
-        """Let that endpoint's failures stand at 0: a first one that appears at 1 is an increase no rate() can see."""
-        for status in _FAILURES:
+        """Let that endpoint's answers stand at 0: a first one that appears at 1 is an increase no rate() can see."""
+        for status in _ANSWERS:
             self.counter("bentoml_service_request_total").labels(endpoint, *self._service, str(status))
 
     def request_started(self, endpoint: str) -> None:
