@@ -111,6 +111,12 @@ class Logging(_Section):
     access_log: bool = False
 
 
+class Stopping(_Section):
+    """How the service ends when it is told to."""
+
+    drain_delay_ms: float = Field(default=5_000.0, ge=0.0, le=300_000.0)  # after SIGTERM; Ctrl-C does not wait
+
+
 class Tracing(_Section):
     """OpenTelemetry spans over OTLP; the exporter is set by the standard OTEL_* variables."""
 
@@ -130,6 +136,7 @@ class Profile(_Section):
     limits: Limits = Limits()
     logging: Logging = Logging()
     tracing: Tracing = Tracing()
+    stopping: Stopping = Stopping()
 
 
 def shipped_names() -> tuple[str, ...]:
