@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ortserve.errors import SourceError
+from ortserve.export.options import Options
 from ortserve.manifest import Background, BoxFormat, LabelsPerBox, Layout, ScoreActivation
 
 # Strides of the grids that YOLO heads predict on: P3 to P5, and P6 or P2 in the larger models.
@@ -35,46 +36,34 @@ class Form:
         return self.classes + (self.background != "none")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Flags:
-    """What the command line says of the output; None: to be told from the shapes and a run."""
-
-    layout: Layout | None = None
-    box_format: BoxFormat | None = None
-    relative: bool | None = None
-    background: Background | None = None
-    score_activation: ScoreActivation | None = None
-    labels_per_box: LabelsPerBox | None = None
-
-
-def tell(shapes: Sequence[tuple[int, ...]], size: tuple[int, int], labels: int | None, flags: Flags, name: str) -> tuple[Form, int]:
+def tell(shapes: Sequence[tuple[int, ...]], size: tuple[int, int], labels: int | None, options: Options, name: str) -> tuple[Form, int]:
     """The form of outputs of these shapes (one row each, without the batch), and which of them holds the scores.
 
     `size` is the height and width of the input, `labels` the number of classes where it is known. Where two readings are possible and
     no flag decides, SourceError names the flag that does.
     """
     if len(shapes) == 2:
-        return _two(shapes, labels, flags, name)
+        return _two(shapes, labels, options, name)
     if len(shapes) != 1 or len(shapes[0]) != 2:
         shown = ", ".join(f"[N,{','.join(map(str, shape))}]" for shape in shapes)
         raise SourceError(
             f"expected {name} to answer one tensor ([N,4+classes,boxes], [N,boxes,5+classes] or [N,boxes,6]) or scores [N,boxes,classes] "
             f"and boxes [N,boxes,4], got {shown}: export its detection head alone"
         )
-    if flags.background not in (None, "none"):
-        raise SourceError(f"--background-class {flags.background} is for scores and boxes in two outputs, {name} answers one: leave it out")
-    return _one(shapes[0], size, labels, flags, name), 0
+    if options.background_class not in (None, "none"):
+        raise SourceError(f"--background-class {options.background_class} is for scores and boxes in two outputs, {name} answers one: leave it out")
+    return _one(shapes[0], size, labels, options, name), 0
 
 
-def with_scale(form: Form, largest: float, flags: Flags) -> Form:
+def with_scale(form: Form, largest: float, options: Options) -> Form:
     """The form with `relative` set: as the flag says, else by the largest coordinate that a run of the model gave."""
-    relative = largest <= RELATIVE_UP_TO if flags.relative is None else flags.relative
+    relative = largest <= RELATIVE_UP_TO if options.box_scale is None else options.box_scale == "relative"
     return replace(form, relative=relative)
 
 
-def _one(shape: tuple[int, ...], size: tuple[int, int], labels: int | None, flags: Flags, name: str) -> Form:
+def _one(shape: tuple[int, ...], size: tuple[int, int], labels: int | None, options: Options, name: str) -> Form:
     rows, columns = shape
-    layout = flags.layout or _layout(rows, columns, size, labels, name)
+    layout = options.detection_layout or _layout(rows, columns, size, labels, name)
     if layout == "scores-boxes":
         raise SourceError(f"--detection-layout scores-boxes wants two outputs, {name} answers one [N,{rows},{columns}]: leave the flag out")
     boxes, classes = {"yolov8": (columns, rows - 4), "yolov5": (rows, columns - 5), "end-to-end": (rows, labels or 0)}[layout]
@@ -86,15 +75,15 @@ def _one(shape: tuple[int, ...], size: tuple[int, int], labels: int | None, flag
             "classes, or another --detection-layout"
         )
     plain = layout == "end-to-end"
-    if plain and flags.labels_per_box == "all":
+    if plain and options.labels_per_box == "all":
         raise SourceError(f"--labels-per-box all: {name} has one class for each box: leave it out")
     return Form(
         layout=layout,
         boxes=boxes,
         classes=classes,
-        box_format=flags.box_format or ("xyxy" if plain else "cxcywh"),
-        score_activation=flags.score_activation or "none",
-        labels_per_box=flags.labels_per_box or "best",
+        box_format=options.box_format or ("xyxy" if plain else "cxcywh"),
+        score_activation=options.score_activation or "none",
+        labels_per_box=options.labels_per_box or "best",
     )
 
 
@@ -134,10 +123,10 @@ def dense_counts(size: tuple[int, int]) -> set[int]:
     }
 
 
-def _two(shapes: Sequence[tuple[int, ...]], labels: int | None, flags: Flags, name: str) -> tuple[Form, int]:
+def _two(shapes: Sequence[tuple[int, ...]], labels: int | None, options: Options, name: str) -> tuple[Form, int]:
     shown = " and ".join(f"[N,{','.join(map(str, shape))}]" for shape in shapes)
     wrong = SourceError(f"expected {name} to answer scores [N,boxes,classes] and boxes [N,boxes,4], got {shown}: export these two alone")
-    if flags.layout not in (None, "scores-boxes") or any(len(shape) != 2 for shape in shapes) or shapes[0][0] != shapes[1][0]:
+    if options.detection_layout not in (None, "scores-boxes") or any(len(shape) != 2 for shape in shapes) or shapes[0][0] != shapes[1][0]:
         raise wrong
     four = [index for index, shape in enumerate(shapes) if shape[1] == 4]
     if not four:
@@ -146,7 +135,7 @@ def _two(shapes: Sequence[tuple[int, ...]], labels: int | None, flags: Flags, na
         raise SourceError(f"{name} answers {shown}: which of them are the scores? Export it with three columns of classes, or with five")
     scores = 1 - four[0]
     columns = shapes[scores][1]
-    background = flags.background or ("first" if labels is not None and columns == labels + 1 else "none")
+    background = options.background_class or ("first" if labels is not None and columns == labels + 1 else "none")
     classes = columns - (background != "none")
     if classes < 1 or (labels is not None and classes != labels):
         raise SourceError(
@@ -157,9 +146,9 @@ def _two(shapes: Sequence[tuple[int, ...]], labels: int | None, flags: Flags, na
         layout="scores-boxes",
         boxes=shapes[scores][0],
         classes=classes,
-        box_format=flags.box_format or "xyxy",
+        box_format=options.box_format or "xyxy",
         background=background,
-        score_activation=flags.score_activation or "none",
-        labels_per_box=flags.labels_per_box or "all",
+        score_activation=options.score_activation or "none",
+        labels_per_box=options.labels_per_box or "all",
     )
     return form, scores

@@ -27,11 +27,14 @@ FP32_OPS = (
 LARGEST = float(np.finfo(np.float16).max) / 4
 
 
-def to_fp16(graph: onnx.ModelProto, samples: Iterable[Tensors]) -> onnx.ModelProto:
-    """The graph with fp16 weights and arithmetic, where that is safe; `samples` are batches that show how large the values grow."""
+def to_fp16(graph: onnx.ModelProto, samples: Iterable[Tensors], keep: Iterable[str] = ()) -> onnx.ModelProto:
+    """The graph with fp16 weights and arithmetic, where that is safe; `samples` are batches that show how large the values grow.
+
+    The nodes named in `keep` stay fp32.
+    """
     source = onnx.ModelProto()
     source.CopyFrom(with_node_names(graph))
-    blocked = {*preparing_nodes(source), *overflowing_nodes(source, samples)}
+    blocked = {*keep, *preparing_nodes(source), *overflowing_nodes(source, samples)}
     with quiet():
         converted = convert_float_to_float16(
             source,
@@ -57,8 +60,9 @@ def overflowing_nodes(graph: onnx.ModelProto, samples: Iterable[Tensors]) -> lis
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # every tensor of the graph must exist
     session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
     large: set[str] = set()
+    own = [value.name for value in probe.graph.input]
     for inputs in samples:
-        for name, value in zip(names, session.run(names, inputs), strict=True):
+        for name, value in zip(names, session.run(names, {tensor: inputs[tensor] for tensor in own}), strict=True):
             if not np.isfinite(value).all():
                 raise ExportError(f"the fp32 graph itself has NaN or Inf in {name!r}: mend the model before converting it")
             if np.abs(value).max(initial=0.0) > LARGEST:

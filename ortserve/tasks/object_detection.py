@@ -60,9 +60,9 @@ class ObjectDetection:
             self.outputs = ("boxes", "scores", "classes") if detection.labels_per_box == "best" else ("boxes", "scores")
         if {spec.name: (spec.dtype, spec.shape[1:]) for spec in manifest.inputs} != wanted:
             raise ModelError(
-                f"model {manifest.name} is for {manifest.task}: expected the inputs "
-                f"{', '.join(f'{name} {dtype}[batch{"".join(f",{side}" for side in shape)}]' for name, (dtype, shape) in wanted.items())}, "
-                f"got {', '.join(f'{spec.name} {spec.dtype}{list(spec.shape)}' for spec in manifest.inputs) or 'none'}; build it again"
+                f"model {manifest.name} is for {manifest.task}: expected, for each row, the inputs "
+                f"{', '.join(f'{name} {dtype}{list(shape)}' for name, (dtype, shape) in wanted.items())}, got "
+                f"{', '.join(f'{spec.name} {spec.dtype}{list(spec.shape)}' for spec in manifest.inputs) or 'none'}; build it again"
             )
         self.endpoints: tuple[Endpoint, ...] = (
             Endpoint("/detect", Files("image", "image/", self.parameters), _one),

@@ -10,7 +10,8 @@ from ortserve.errors import InvalidParameter
 
 # Plain ASCII decimals: int() would also take "+5", " 5", "1_0" and digits of any script.
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,17}")
-_FRACTION = re.compile(r"[01](\.[0-9]{1,18})?|\.[0-9]{1,18}")
+# 0.25, .25, 1, 1.0 and what Python writes for a small one: 1e-05.
+_FRACTION = re.compile(r"[01](\.[0-9]{1,18})?|\.[0-9]{1,18}|[1-9](\.[0-9]{1,18})?e-[0-9]{1,2}")
 
 
 def refuse_unknown(fields: Mapping[str, str], known: Iterable[str]) -> None:
