@@ -70,6 +70,7 @@ def entered(
     """The given graph under `PREFIX` with `pixels` uint8[batch,H,W,3] before it, its outputs as they were; its batch free where asked."""
     model = _in_opset(given, opset or max(opset_of(given), DEFAULT_OPSET if opset_of(given) < OLDEST_OPSET else 0))
     model = onnx.compose.add_prefix(model, PREFIX)
+    _leave_out_empty_inputs(model)
     if entry.batch is not None and free:
         _free_batch(model, entry.batch)
     _prepend(model.graph, PREFIX + entry.input, entry, preprocessing)
@@ -118,12 +119,25 @@ def _prepend(graph: onnx.GraphProto, entry: str, face: Entry, preprocessing: Pre
     graph.node.extend([*nodes, *own])
 
 
-def _free_batch(model: onnx.ModelProto, batch: int) -> None:
-    """Let every Reshape to a constant shape that begins with the fixed batch take the batch it is given (ONNX: 0 copies it)."""
+def _constants(model: onnx.ModelProto) -> dict[str, TensorProto]:
     constants = {item.name: item for item in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             constants[node.output[0]] = node.attribute[0].t
+    return constants
+
+
+def _leave_out_empty_inputs(model: onnx.ModelProto) -> None:
+    """Resize up to opset 12 says "none" by an empty tensor; since then by no input at all, which a cast to fp16 cannot hide."""
+    empty = {name for name, tensor in _constants(model).items() if 0 in tensor.dims}
+    for node in model.graph.node:
+        if node.op_type == "Resize":
+            node.input[:] = ["" if name in empty else name for name in node.input]
+
+
+def _free_batch(model: onnx.ModelProto, batch: int) -> None:
+    """Let every Reshape to a constant shape that begins with the fixed batch take the batch it is given (ONNX: 0 copies it)."""
+    constants = _constants(model)
     for index, node in enumerate(model.graph.node):
         if node.op_type != "Reshape" or node.input[1] not in constants:
             continue

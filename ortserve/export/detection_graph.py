@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from ortserve.export.detection_form import Form
-from ortserve.export.graph import opset_of
+from ortserve.export.graph import once_each_opset, opset_of
 
 # Names of our nodes and tensors begin so: the converters leave these nodes in fp32, by name.
 PREFIX = "detect."
@@ -48,7 +48,7 @@ def attach(model: onnx.ModelProto, tail: Tail) -> onnx.ModelProto:
     joined: onnx.ModelProto = onnx.compose.merge_models(
         model, ours, io_map=[(name, name) for name in raw_names(tail.form)], outputs=outputs
     )
-    return joined
+    return once_each_opset(joined)
 
 
 def _tail(tail: Tail, opset: int, ir_version: int, domains: Mapping[str, int]) -> onnx.ModelProto:
@@ -70,7 +70,7 @@ def _tail(tail: Tail, opset: int, ir_version: int, domains: Mapping[str, int]) -
     if tail.suppress:
         inputs += ["float[batch] score_threshold", "float[batch] iou_threshold", f"bool[batch,{form.classes}] class_mask"]
         outputs = [f"float[batch,{tail.max_detections},6] detections", "int64[batch] count", *outputs]
-        nodes += _suppression(tail, opset)
+        nodes += _suppression(tail)
     opsets = ", ".join(f'"{domain}" : {version}' for domain, version in domains.items())
     text = f"<ir_version: {ir_version}, opset_import: [{opsets}]> tail ({', '.join(inputs)}) => ({', '.join(outputs)}) {{ {nodes} }}"
     model: onnx.ModelProto = onnx.parser.parse_model(text)
@@ -157,14 +157,13 @@ def _boxes(form: Form) -> str:
     return corners + ("\nboxes = Mul(corners, size)" if form.relative else "\nboxes = Identity(corners)")
 
 
-def _suppression(tail: Tail, opset: int) -> str:
+def _suppression(tail: Tail) -> str:
     """Each row by itself: its candidates above its threshold, suppressed class by class, the best first, filled up with zeros.
 
     `count` is how many are no filling, and -1 where the row's scores are no numbers (they would pass no threshold and look like an
     empty picture). One candidate without a score is added: NonMaxSuppression is never asked about no boxes at all, which ONNX Runtime's
     CUDA kernel does not provide for.
     """
-    del opset
     if tail.form.labels_per_box == "best":
         body = """
             row_classes = Gather(classes, row)

@@ -77,6 +77,7 @@ def without_round_trips(graph: onnx.ModelProto) -> onnx.ModelProto:
     The converter wraps each fp32 node in casts of its own, also where two fp32 nodes follow each other.
     """
     nodes = graph.graph.node
+    _drop_repeated(graph)
     producer = {output: node for node in nodes for output in node.output}
     outputs = {value.name for value in graph.graph.output}
     for up in list(nodes):
@@ -116,6 +117,16 @@ def _without_twins(graph: onnx.ModelProto) -> onnx.ModelProto:
             first.setdefault(key, node.output[0])
     _drop_unused(graph)
     return _sorted(graph)
+
+
+def _drop_repeated(graph: onnx.ModelProto) -> None:
+    """Remove nodes that compute a tensor a second time: the converter casts a constant again for each fp32 node that reads it."""
+    seen: set[str] = set()
+    for node in list(graph.graph.node):
+        outputs = set(node.output) - {""}
+        if outputs and outputs <= seen:
+            graph.graph.node.remove(node)
+        seen |= outputs
 
 
 def _drop_unused(graph: onnx.ModelProto) -> None:

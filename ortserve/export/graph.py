@@ -21,6 +21,14 @@ def opset_of(graph: onnx.ModelProto) -> int:
     return next(int(item.version) for item in graph.opset_import if item.domain in ("", "ai.onnx"))
 
 
+def once_each_opset(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with each operator set imported once: `onnx.compose` imports it anew for every part, and the quantizer minds."""
+    versions = {"" if item.domain == "ai.onnx" else item.domain: item.version for item in graph.opset_import}
+    del graph.opset_import[:]
+    graph.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in versions.items())
+    return graph
+
+
 def preparing_nodes(graph: onnx.ModelProto) -> list[str]:
     """Names of the nodes between the input and the first learned operator: they stay fp32 in every precision."""
     names: list[str] = []

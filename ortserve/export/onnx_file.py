@@ -18,6 +18,7 @@ from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, load_e
 
 from ortserve.errors import SourceError
 from ortserve.export.compose import Entry, Interface, Layout, compose
+from ortserve.export.graph import once_each_opset
 from ortserve.export.labels import matching, model_name, read_labels
 from ortserve.export.loaded import Loaded, Pixels
 from ortserve.export.options import Options
@@ -140,7 +141,7 @@ def read(path: Path) -> onnx.ModelProto:
     for value in [value for value in model.graph.input if value.name in weights]:
         model.graph.input.remove(value)
     inlined: onnx.ModelProto = onnx.inliner.inline_local_functions(model)
-    return inlined
+    return once_each_opset(inlined)
 
 
 def interface(model: onnx.ModelProto, name: str) -> Interface:

@@ -52,6 +52,8 @@ def named(fields: Mapping[str, str], name: str, labels: Sequence[str]) -> frozen
     text = fields.get(name)
     if text is None:
         return None
+    if len(text) >= 2 and text[0] == text[-1] == '"':
+        text = text[1:-1]  # BentoML's own client writes JSON into text fields
     index = {label: place for place, label in enumerate(labels)}
     chosen = set()
     for part in (part.strip() for part in text.split(",")):
