@@ -10,7 +10,7 @@ from bentoml.validators import ContentType
 from pydantic import Field
 
 from ortserve.bento import OrtService, exit_with_one_line, wanted_model
-from ortserve.schemas import BatchClassification, Classification
+from ortserve.schemas import BatchClassification, BatchDetection, Classification, Detection
 from ortserve.startup import profile_from_environment, resources
 
 with exit_with_one_line():
@@ -19,6 +19,13 @@ with exit_with_one_line():
 
 Picture = Annotated[Path, ContentType("image/*")]
 TopK = Annotated[int | None, Field(description="How many predictions, best first: 1 to the number of classes.", ge=1)]
+
+ScoreThreshold = Annotated[float | None, Field(description="A box must score more than this, 0 to 1. 0.25 where not given.", ge=0, le=1)]
+IouThreshold = Annotated[
+    float | None, Field(description="Of two boxes of a class that overlap more than this, the better one is answered. 0.7.", ge=0, le=1)
+]
+MaxDetections = Annotated[int | None, Field(description="How many objects at most, best first: 1 to the model's own limit.", ge=1)]
+Classes = Annotated[str | None, Field(description="Only these classes: labels or numbers, separated by commas.")]
 
 
 @bentoml.service(name="model_service", service_class=OrtService, workers=profile.workers, resources=resources(profile))
@@ -44,3 +51,29 @@ class ModelService:
     async def classify_batch(self, images: list[Picture], top_k: TopK = None) -> BatchClassification:
         """Classify many pictures: an answer or an error for each, in the order they were sent."""
         return BatchClassification.model_validate(await self.bento_service.call("/classify_batch", images=images, top_k=top_k))
+
+    @bentoml.api
+    async def detect(
+        self,
+        image: Picture,
+        score_threshold: ScoreThreshold = None,
+        iou_threshold: IouThreshold = None,
+        max_detections: MaxDetections = None,
+        classes: Classes = None,
+    ) -> Detection:
+        """Find the objects on one picture: a file in the form field `image`, or its bytes as the body with Content-Type: image/*."""
+        fields = {"score_threshold": score_threshold, "iou_threshold": iou_threshold, "max_detections": max_detections, "classes": classes}
+        return Detection.model_validate(await self.bento_service.call("/detect", image=image, **fields))
+
+    @bentoml.api
+    async def detect_batch(
+        self,
+        images: list[Picture],
+        score_threshold: ScoreThreshold = None,
+        iou_threshold: IouThreshold = None,
+        max_detections: MaxDetections = None,
+        classes: Classes = None,
+    ) -> BatchDetection:
+        """Find the objects on many pictures: an answer or an error for each, in the order they were sent."""
+        fields = {"score_threshold": score_threshold, "iou_threshold": iou_threshold, "max_detections": max_detections, "classes": classes}
+        return BatchDetection.model_validate(await self.bento_service.call("/detect_batch", images=images, **fields))

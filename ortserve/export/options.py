@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ortserve.manifest import Precision
+from ortserve.manifest import Background, BoxFormat, LabelsPerBox, Layout, Precision, ScoreActivation
 
-Task = Literal["image-classification"]
-ResizeMode = Literal["crop", "stretch", "pad"]
+Task = Literal["image-classification", "object-detection"]
+ResizeMode = Literal["crop", "stretch", "pad", "letterbox"]
+BoxScale = Literal["pixels", "relative"]
+Suppression = Literal["graph", "service"]
+ChannelOrder = Literal["rgb", "bgr"]
 Triple = tuple[float, float, float]
 
 
@@ -28,6 +31,15 @@ class Options:
     mean: Triple | None = None
     std: Triple | None = None
     resize_mode: ResizeMode | None = None
+    channel_order: ChannelOrder | None = None
+    detection_layout: Layout | None = None
+    box_format: BoxFormat | None = None
+    box_scale: BoxScale | None = None
+    background_class: Background | None = None
+    score_activation: ScoreActivation | None = None
+    labels_per_box: LabelsPerBox | None = None
+    nms: Suppression | None = None
+    max_detections: int | None = None
     precisions: tuple[Precision, ...] = ("fp32",)
     calibration: Path | None = None
     opset: int | None = None

@@ -22,9 +22,9 @@ def load(options: Options, advance: Callable[[int, int], None]) -> Loaded:
     if source == "digits":
         return _digits(options, advance)
     if source.lower().endswith(".onnx"):
-        from ortserve.export import onnx_file
+        from ortserve.export import onnx_detector, onnx_file
 
-        return onnx_file.load(options)
+        return onnx_detector.load(options) if options.task == "object-detection" else onnx_file.load(options)
     if ":" in source or source.lower().endswith(".py"):
         from ortserve.export import python_file
 

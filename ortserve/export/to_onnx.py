@@ -8,6 +8,7 @@ from torch import nn
 
 from ortserve.errors import ExportError
 from ortserve.export.chatter import quiet
+from ortserve.export.graph import named
 from ortserve.export.wrapper import Packaged
 from ortserve.manifest import Preprocessing
 
@@ -54,13 +55,6 @@ def stripped(graph: onnx.ModelProto) -> onnx.ModelProto:
     for part in [*parts, *graph.graph.input, *graph.graph.output, *graph.functions]:
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
-    return graph
-
-
-def named(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with the first dimension of every input and output called "batch"."""
-    for value in [*graph.graph.input, *graph.graph.output]:
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
     return graph
 
 

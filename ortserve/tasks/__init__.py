@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ortserve.errors import ModelError
 from ortserve.tasks.endpoint import Endpoint
 from ortserve.tasks.image_classification import ImageClassification
+from ortserve.tasks.object_detection import ObjectDetection
 from ortserve.tasks.row import Row
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Task(Protocol):
 
 _TASKS: dict[str, Callable[[Manifest, Path, Profile], Task]] = {
     "image-classification": ImageClassification,
+    "object-detection": ObjectDetection,
 }
 
 
