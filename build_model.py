@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from ortserve.errors import OrtServeError
-from ortserve.export.options import Options, ResizeMode, Task
+from ortserve.export.options import Options, Pooling, ResizeMode, Task
 from ortserve.manifest import Precision
 
 Triple = tuple[float, float, float]
@@ -38,7 +38,10 @@ def parse_precisions(text: str) -> tuple[Precision, ...]:
 
 def main(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="digits, a torchvision classification model (resnet50), FILE.py:FACTORY, or MODEL.onnx")
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="digits, a torchvision classification model (resnet50), hf:DIRECTORY, FILE.py:FACTORY, or MODEL.onnx"
+        ),
     ],
     task: Annotated[Task | None, typer.Option(help="What the model is for.  [default: what SOURCE says]")] = None,
     name: Annotated[str | None, typer.Option(help="Name in the store.  [default: from SOURCE]")] = None,
@@ -55,9 +58,20 @@ def main(
     mean: Annotated[Triple | None, typer.Option(help="RGB, of values 0 to 1.  [default: the model's, else ImageNet's]")] = None,
     std: Annotated[Triple | None, typer.Option(help="As --mean.")] = None,
     resize_mode: Annotated[ResizeMode | None, typer.Option(help="crop the centre, stretch, or pad to fit.  [default: crop]")] = None,
+    pooling: Annotated[
+        Pooling | None, typer.Option(help="How tokens become one embedding.  [default: what the directory says, else mean]")
+    ] = None,
+    normalize: Annotated[
+        bool | None,
+        typer.Option("--normalize/--no-normalize", help="Embeddings of length 1.  [default: what the directory says, else yes]"),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest text, special tokens included.  [default: what the directory says]")
+    ] = None,
     precision: Annotated[str, typer.Option(help="Some of fp32,fp16,int8: variants of one package.")] = "fp32",
     calibration: Annotated[
-        Path | None, typer.Option(help="Folder of pictures for fp16 and int8: 200 or more, of 5 classes or more.")
+        Path | None,
+        typer.Option(help="Folder of pictures for fp16 and int8: 200 or more, of 5 classes or more. For texts: of .txt files, one a line."),
     ] = None,
     opset: Annotated[int | None, typer.Option(min=13, max=23, help="ONNX operator set.  [default: 18, or the ONNX file's own]")] = None,
     tolerance: Annotated[
@@ -81,6 +95,9 @@ def main(
         mean=mean,
         std=std,
         resize_mode=resize_mode,
+        pooling=pooling,
+        normalize=normalize,
+        max_tokens=max_tokens,
         precisions=parse_precisions(precision),
         calibration=calibration,
         opset=opset,

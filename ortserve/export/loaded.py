@@ -37,6 +37,7 @@ class Loaded:
     graph: Callable[[int | None], onnx.ModelProto]  # opset (None: the default) -> the graph, its inputs and outputs those of the task
     source: Source
     packages: tuple[str, ...]  # whose versions belong in the manifest
+    simplify: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None  # to a faster graph that answers the same; None: by onnxsim
     facts: Mapping[str, Any]  # the sections of the manifest that the task reads: labels, preprocessing, ...
     files: Mapping[str, bytes] = field(default_factory=dict)  # what the package holds beside its ONNX files, by name
     samples: Samples | None = None  # those that the source brings itself; --calibration replaces them

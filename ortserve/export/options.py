@@ -8,7 +8,8 @@ from typing import Literal
 
 from ortserve.manifest import Precision
 
-Task = Literal["image-classification"]
+Task = Literal["image-classification", "feature-extraction", "text-classification"]
+Pooling = Literal["mean", "cls", "max", "mean_sqrt_len_tokens", "lasttoken"]
 ResizeMode = Literal["crop", "stretch", "pad"]
 Triple = tuple[float, float, float]
 
@@ -28,6 +29,9 @@ class Options:
     mean: Triple | None = None
     std: Triple | None = None
     resize_mode: ResizeMode | None = None
+    pooling: Pooling | None = None
+    normalize: bool | None = None
+    max_tokens: int | None = None
     precisions: tuple[Precision, ...] = ("fp32",)
     calibration: Path | None = None
     opset: int | None = None

@@ -10,13 +10,13 @@ import onnx
 
 from ortserve.errors import CalibrationError, ParityError
 from ortserve.export import fp16, int8, store
-from ortserve.export.graph import node_count, opset_of
+from ortserve.export.graph import fused_operators, node_count, opset_of
 from ortserve.export.loaded import Loaded
 from ortserve.export.options import Options
 from ortserve.export.report import Screen, size
 from ortserve.export.simplify import simplify
 from ortserve.export.source import load
-from ortserve.export.tasks import Samples, cut
+from ortserve.export.tasks import BuildTask, Samples, cut
 from ortserve.export.verify import Expected, expect, verify
 from ortserve.manifest import Manifest, Precision, Variant, sha256_of
 
@@ -41,7 +41,7 @@ def build(options: Options, screen: Screen) -> str:
         variants: dict[Precision, Variant] = {}
         for precision in options.precisions:
             path = staged.folder / f"{precision}.onnx"
-            _convert(graph, precision, path, expected, samples, screen)
+            _convert(graph, precision, path, loaded.task, expected, samples, screen)
             with screen.stage(f"verify {precision}") as stage:
                 parity = verify(path, loaded.task, expected, precision, options, stage.advance)
                 stage.result = f"{len(parity.checks)} checks, {'passed' if parity.passed else 'FAILED'}"
@@ -51,6 +51,7 @@ def build(options: Options, screen: Screen) -> str:
                 sha256=sha256_of(path),
                 size_bytes=path.stat().st_size,
                 nodes=node_count(stored),
+                fused=fused_operators(stored),
                 opset=opset_of(stored),
                 parity=parity,
             )
@@ -99,15 +100,20 @@ def _graph(options: Options, loaded: Loaded, screen: Screen) -> onnx.ModelProto:
         exported = loaded.graph(options.opset)
         stage.result = f"{_facts(exported)}, opset {opset_of(exported)}"
     with screen.stage("simplify") as stage:
-        graph = simplify(exported)
-        stage.result = f"{_facts(exported)} -> {_facts(graph)}"
+        graph = (loaded.simplify or simplify)(exported)
+        fused = ", ".join(f"{count} {operator}" for operator, count in fused_operators(graph).items())
+        stage.result = f"{_facts(exported)} -> {_facts(graph)}{fused and f': {fused}'}"
     return graph
 
 
-def _convert(graph: onnx.ModelProto, precision: Precision, path: Path, expected: Expected, samples: Samples | None, screen: Screen) -> None:
+def _convert(
+    graph: onnx.ModelProto, precision: Precision, path: Path, task: BuildTask, expected: Expected, samples: Samples | None, screen: Screen
+) -> None:
     """Write the graph in one precision to `path`."""
     with screen.stage(f"convert {precision}") as stage:
-        if precision == "int8":
+        if precision == "int8" and task.int8 == "dynamic":
+            int8.to_dynamic_int8(graph, path)
+        elif precision == "int8":
             assert samples is not None  # asked for in _samples
             int8.to_int8(graph, samples.calibration, path, stage.advance)
         elif precision == "fp16":
