@@ -85,6 +85,16 @@ CATALOGUE: tuple[Entry, ...] = (
     ),
     Entry("ortserve_batch_size_rows", "histogram", ("model",), "rows", "Rows in a batch when it starts.", buckets=_ROWS),
     Entry("ortserve_batch_limit_rows", "gauge", ("model",), "rows", "The most rows a batch may have.", "livemax"),
+    Entry(
+        "ortserve_tokens_total", "counter", ("model",), "tokens", "Tokens of texts that went to the session, padding not among them."
+    ),
+    Entry(
+        "ortserve_padding_tokens_total",
+        "counter",
+        ("model",),
+        "tokens",
+        "Computed for nothing: what texts of a batch were padded with to be of one length.",
+    ),
     Entry("ortserve_batches_in_flight", "gauge", ("model",), "batches", "Batches in the session now.", "livesum"),
     Entry("ortserve_batch_slots", "gauge", ("model",), "batches", "Batches that may be in the session at once.", "livesum"),
     Entry("ortserve_queue_size_rows", "gauge", ("model",), "rows", "Rows waiting in the queue now.", "livesum"),
