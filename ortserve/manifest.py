@@ -78,6 +78,21 @@ class Detection(_Facts):
     max_detections: int = Field(gt=0)  # the most a picture is answered with
 
 
+class Tokenization(_Facts):
+    """How a text becomes `input_ids` and `attention_mask` (and `token_type_ids` where the model has them), int64[batch, sequence]."""
+
+    file: str  # of the package, in the format of the `tokenizers` library; it truncates and pads nothing by itself
+    max_tokens: int = Field(gt=0)  # the model's limit for one text, the special tokens included
+
+
+class Embedding(_Facts):
+    """What an embedding is made of. All of it is inside the graph, stated here for the reader."""
+
+    dimension: int = Field(gt=0)
+    pooling: str  # how the tokens' vectors become one: "mean", "cls", ... (sentence-transformers' names)
+    normalized: bool  # whether its length is 1
+
+
 class Difference(_Facts):
     """How far one output is from its reference over all checked rows."""
 
@@ -125,6 +140,7 @@ class Variant(_Facts):
     sha256: str
     size_bytes: int
     nodes: int
+    fused: dict[str, int] = {}  # of these, ONNX Runtime's own operators that stand for many of the exported ones: operator -> nodes
     opset: int
     parity: ParityReport
 
@@ -132,7 +148,7 @@ class Variant(_Facts):
 class Source(_Facts):
     """Where the model came from."""
 
-    kind: Literal["digits", "torchvision", "timm", "ultralytics", "python", "onnx"]
+    kind: Literal["digits", "torchvision", "timm", "ultralytics", "huggingface", "python", "onnx"]
     reference: str  # "resnet50", "net.py:build", "model.onnx": names, never a path of the builder's machine
     weights: str  # "DEFAULT", "random (seed 0)", "trained", a file name
     weights_sha256: str | None = None
@@ -149,6 +165,8 @@ class Manifest(_Facts):
     labels: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None  # of pictures
     detection: Detection | None = None  # of object detectors
+    tokenization: Tokenization | None = None  # of texts
+    embedding: Embedding | None = None
     files: dict[str, str] = {}  # what the package holds beside its ONNX files: plain file name -> sha256
     max_batch: int = Field(gt=0)  # the largest batch that was verified; the batcher never exceeds it
     batch_note: str = ""  # why it is 1, where the model itself fixes it

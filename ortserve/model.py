@@ -81,8 +81,10 @@ def choose_precision(manifest: Manifest, execution: Execution) -> Precision:
     )
 
 
-def effective_batching(manifest: Manifest, batching: Batching) -> Batching:
-    """The profile's batching, cut to the largest batch the package was verified at."""
+def effective_batching(manifest: Manifest, execution: Execution) -> Batching:
+    """The profile's batching for rows like the model's, cut to the largest batch the package was verified at."""
+    ragged = any(isinstance(dim, str) for spec in manifest.inputs for dim in spec.shape[1:])
+    batching = execution.text_batching if ragged and execution.text_batching is not None else execution.batching
     limit = min(batching.max_batch_size, manifest.max_batch)
     buckets = tuple(sorted({min(size, limit) for size in batching.buckets}))
     return batching.model_copy(update={"max_batch_size": limit, "buckets": buckets})
@@ -94,8 +96,8 @@ def open_session(folder: Path, manifest: Manifest, execution: Execution, outputs
     session = Session.open(manifest.verified_path(folder, precision), execution, outputs=outputs)
     if session.inputs != manifest.inputs:
         raise ModelError(f"model {manifest.name}: the {precision} file takes other inputs than its manifest says: build it again")
-    batching = effective_batching(manifest, execution.batching)
-    session.warm_up(batching.buckets or sorted({1, batching.max_batch_size}))
+    batching = effective_batching(manifest, execution)
+    session.warm_up(batching.buckets or sorted({1, batching.max_batch_size}), batching.sequence_buckets[:1] or (1,))
     return session
 
 
@@ -118,8 +120,8 @@ class ServedModel:
         self.precision = choose_precision(self.manifest, execution)
         self.task = tasks.load(self.manifest, folder, profile)
         self.session = open_session(folder, self.manifest, execution, self.task.outputs)
-        self.batching = effective_batching(self.manifest, execution.batching)
-        self.batcher = Batcher(self.session, self.batching, observer=observer)
+        self.batching = effective_batching(self.manifest, execution)
+        self.batcher = Batcher(self.session, self.batching, ragged=self.session.ragged, observer=observer)
         self._observer = observer
         self._timeout_s = profile.limits.request_timeout_ms / 1000
         wanted = profile.images.decode_threads

@@ -16,7 +16,7 @@ from ortserve.page import page
 from ortserve.profile import Limits, Profile
 from ortserve.readiness import Readiness
 from ortserve.replies import Reply, error_body, json_reply, log_failure
-from ortserve.tasks.endpoint import Endpoint, Files
+from ortserve.tasks.endpoint import Endpoint, Json
 
 T = TypeVar("T")
 
@@ -43,8 +43,10 @@ def build(served: ServedModel, profile: Profile, readiness: Readiness, liveness:
 def _predict(served: ServedModel, endpoint: Endpoint, limits: Limits, budget: body.BufferBudget) -> Handler:
     """A task's endpoint."""
     takes = endpoint.takes
-    one_file = isinstance(takes, Files) and not takes.many
-    limit_bytes = limits.max_image_bytes + MULTIPART_OVERHEAD_BYTES if one_file else limits.max_request_bytes
+    if isinstance(takes, Json):
+        limit_bytes = limits.max_json_bytes
+    else:
+        limit_bytes = limits.max_request_bytes if takes.many else limits.max_image_bytes + MULTIPART_OVERHEAD_BYTES
 
     async def handler(request: Request) -> Reply:
         kind, options = body.media_type(request.headers)

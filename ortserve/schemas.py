@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -57,6 +59,60 @@ class Detection(BaseModel):
     version: str
     image: ImageSize
     detections: list[FoundObject] = Field(description="Best first.")
+
+
+class Tokens(BaseModel):
+    """What a request of texts cost."""
+
+    tokens: int = Field(description="Of all texts together, special tokens included, after truncation.")
+
+
+class Embeddings(BaseModel):
+    """The answer to one text or many."""
+
+    model: str
+    version: str
+    embeddings: list[list[float]] = Field(description="One for each text, in the order they were sent.")
+    usage: Tokens
+
+
+class OpenAIEmbedding(BaseModel):
+    """One embedding as OpenAI's API has it."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str = Field(description="Numbers, or base64 of little-endian float32 where that was asked for.")
+
+
+class OpenAIUsage(BaseModel):
+    """What a request cost, as OpenAI's API has it."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class OpenAIEmbeddings(BaseModel):
+    """The answer as OpenAI's API has it."""
+
+    object: Literal["list"] = "list"
+    data: list[OpenAIEmbedding]
+    model: str
+    usage: OpenAIUsage
+
+
+class TextResult(BaseModel):
+    """One text's classes."""
+
+    predictions: list[Prediction] = Field(description="Best first.")
+
+
+class TextClassifications(BaseModel):
+    """The answer to one text or many."""
+
+    model: str
+    version: str
+    results: list[TextResult] = Field(description="One for each text, in the order they were sent.")
+    usage: Tokens
 
 
 class ErrorDetail(BaseModel):

@@ -13,7 +13,7 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 
 from ortserve.errors import ExportError
 from ortserve.export.chatter import quiet
-from ortserve.export.graph import preparing_nodes, rename_uses, with_node_names
+from ortserve.export.graph import fused_operators, preparing_nodes, rename_uses, with_node_names, with_shapes
 from ortserve.session import Tensors
 
 # Sums over many values, exponentials and variances: fp16's 11 bits of precision and its maximum of 65504 are too little for them.
@@ -34,13 +34,15 @@ def to_fp16(graph: onnx.ModelProto, samples: Iterable[Tensors], keep: Iterable[s
     """
     source = onnx.ModelProto()
     source.CopyFrom(with_node_names(graph))
+    fused = bool(fused_operators(source))
     blocked = {*keep, *preparing_nodes(source), *overflowing_nodes(source, samples)}
     with quiet():
         converted = convert_float_to_float16(
-            source,
+            with_shapes(source) if fused else source,
             keep_io_types=True,
             op_block_list=[*DEFAULT_OP_BLOCK_LIST, *FP32_OPS],
             node_block_list=sorted(blocked),
+            disable_shape_infer=fused,  # its own inference knows none of the fused operators
         )
     return without_round_trips(converted)
 
@@ -51,7 +53,7 @@ def overflowing_nodes(graph: onnx.ModelProto, samples: Iterable[Tensors]) -> lis
     Needed because a CPU computes fp16 graphs in fp32: there an overflow would stay unseen until the model meets a GPU.
     """
     probe = onnx.ModelProto()
-    probe.CopyFrom(onnx.shape_inference.infer_shapes(graph))
+    probe.CopyFrom(with_shapes(graph))
     inferred = {value.name: value for value in probe.graph.value_info if value.type.tensor_type.elem_type == TensorProto.FLOAT}
     outputs = {value.name for value in probe.graph.output}
     probe.graph.output.extend(value for name, value in inferred.items() if name not in outputs)

@@ -6,6 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
+from ortserve.export.chatter import quiet
+
+# The domain of ONNX Runtime's own operators.
+FUSED_DOMAIN = "com.microsoft"
+
 # What may stand between the picture and the first learned operator: our own normalisation and layout, or the model's own.
 _PREPARING = {"Cast", "Transpose", "Mul", "Add", "Sub", "Div"}
 _LEARNED = {"ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU"}
@@ -14,6 +19,26 @@ _LEARNED = {"ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU"}
 def node_count(graph: onnx.ModelProto) -> int:
     """Nodes of the main graph."""
     return len(graph.graph.node)
+
+
+def fused_operators(graph: onnx.ModelProto) -> dict[str, int]:
+    """How many nodes there are of each of ONNX Runtime's own operators, by name; {} for a graph of ONNX's operators alone."""
+    names = sorted(node.op_type for node in graph.graph.node if node.domain == FUSED_DOMAIN)
+    return {name: names.count(name) for name in dict.fromkeys(names)}
+
+
+def with_shapes(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with the types and shapes of its tensors written down, as far as they can be told.
+
+    ONNX's own inference stops at an operator it does not know; where there are such, ONNX Runtime's tool takes over.
+    """
+    if not fused_operators(graph):
+        return onnx.shape_inference.infer_shapes(graph)
+    from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
+
+    with quiet():
+        inferred: onnx.ModelProto = SymbolicShapeInference.infer_shapes(graph, auto_merge=True)
+    return inferred
 
 
 def opset_of(graph: onnx.ModelProto) -> int:

@@ -8,11 +8,12 @@ from typing import Literal
 
 from ortserve.manifest import Background, BoxFormat, LabelsPerBox, Layout, Precision, ScoreActivation
 
-Task = Literal["image-classification", "object-detection"]
+Task = Literal["image-classification", "object-detection", "feature-extraction", "text-classification"]
 ResizeMode = Literal["crop", "stretch", "pad", "letterbox"]
 BoxScale = Literal["pixels", "relative"]
 Suppression = Literal["graph", "service"]
 ChannelOrder = Literal["rgb", "bgr"]
+Pooling = Literal["mean", "cls", "max", "mean_sqrt_len_tokens", "lasttoken"]
 Triple = tuple[float, float, float]
 
 
@@ -40,6 +41,9 @@ class Options:
     labels_per_box: LabelsPerBox | None = None
     nms: Suppression | None = None
     max_detections: int | None = None
+    pooling: Pooling | None = None
+    normalize: bool | None = None
+    max_tokens: int | None = None
     precisions: tuple[Precision, ...] = ("fp32",)
     calibration: Path | None = None
     opset: int | None = None

@@ -11,7 +11,7 @@ import onnx
 
 from ortserve.errors import CalibrationError, ParityError
 from ortserve.export import fp16, int8, store
-from ortserve.export.graph import closing_nodes, node_count, opset_of, with_node_names
+from ortserve.export.graph import closing_nodes, fused_operators, node_count, opset_of, with_node_names
 from ortserve.export.loaded import Loaded
 from ortserve.export.options import Options
 from ortserve.export.report import Screen, size
@@ -33,7 +33,9 @@ def build(options: Options, screen: Screen) -> str:
         loaded = load(options, stage.advance)
         if loaded.max_batch is not None:
             options = replace(options, max_batch=loaded.max_batch)
-        stage.result = ", ".join(filter(None, (loaded.source.reference, f"weights {loaded.source.weights}", loaded.note, loaded.batch_note)))
+        stage.result = ", ".join(
+            filter(None, (loaded.source.reference, f"weights {loaded.source.weights}", loaded.note, loaded.batch_note))
+        )
     for precision in options.precisions:
         loaded.task.agreement_limit(precision, options)  # an option out of range is told before minutes of work
     samples = _samples(options, loaded, screen)
@@ -53,6 +55,7 @@ def build(options: Options, screen: Screen) -> str:
                 sha256=sha256_of(path),
                 size_bytes=path.stat().st_size,
                 nodes=node_count(stored),
+                fused=fused_operators(stored),
                 opset=opset_of(stored),
                 parity=parity,
             )
@@ -102,7 +105,8 @@ def _graph(options: Options, loaded: Loaded, screen: Screen) -> onnx.ModelProto:
         stage.result = f"{_facts(exported)}, opset {opset_of(exported)}"
     with screen.stage("simplify") as stage:
         graph = loaded.simplify(exported)
-        stage.result = f"{_facts(exported)} -> {_facts(graph)}"
+        fused = ", ".join(f"{count} {operator}" for operator, count in fused_operators(graph).items())
+        stage.result = f"{_facts(exported)} -> {_facts(graph)}{fused and f': {fused}'}"
     return graph
 
 
@@ -112,7 +116,9 @@ def _convert(
     """Write the graph in one precision to `path`, with its tail if it has one."""
     with screen.stage(f"convert {precision}") as stage:
         keep = closing_nodes(with_node_names(graph)) if loaded.tail is not None else []
-        if precision == "int8":
+        if precision == "int8" and loaded.task.int8 == "dynamic":
+            int8.to_dynamic_int8(graph, path)
+        elif precision == "int8":
             assert samples is not None  # asked for in _samples
             int8.to_int8(graph, samples.calibration, path, stage.advance, keep)
         elif precision == "fp16":

@@ -1,4 +1,4 @@
-"""SOURCE, told apart: digits, a torchvision name, the user's own Python file, or an ONNX file."""
+"""SOURCE, told apart: digits, a torchvision name, a Hugging Face directory, the user's own Python file, or an ONNX file."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ def load(options: Options, advance: Callable[[int, int], None]) -> Loaded:
     source = options.source
     if source == "digits":
         return _digits(options, advance)
+    if source.startswith("hf:"):
+        from ortserve.export import hf_directory
+
+        return hf_directory.load(options)
     if source.lower().endswith(".onnx"):
         from ortserve.export import onnx_detector, onnx_file
 

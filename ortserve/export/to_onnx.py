@@ -41,7 +41,7 @@ def export(model: nn.Module, preprocessing: Preprocessing, opset: int | None) ->
             )
     except Exception as error:  # the exporter wraps whatever the model or its own passes raise
         raise ExportError(
-            f"PyTorch cannot export the model with a free batch ({_reason(error)}): "
+            f"PyTorch cannot export the model with a free batch ({reason_of(error)}): "
             "its forward must not branch on values or fix the batch size; --debug shows the whole trace"
         ) from error
     if program is None:
@@ -58,7 +58,7 @@ def stripped(graph: onnx.ModelProto) -> onnx.ModelProto:
     return graph
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """The innermost cause in one line: the exporter's own message only says which step failed."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause

@@ -148,9 +148,7 @@ class ObjectDetection:
         if self._detection.nms == "none":
             kept = np.argsort(-scores, kind="stable")[: parameters.max_detections]
         else:
-            kept = nms.suppress(
-                boxes, scores, classes, iou_threshold=np.float32(parameters.iou_threshold), most=parameters.max_detections
-            )
+            kept = nms.suppress(boxes, scores, classes, iou_threshold=np.float32(parameters.iou_threshold), most=parameters.max_detections)
         return np.concatenate([boxes[kept], scores[kept, np.newaxis], classes[kept, np.newaxis].astype(np.float32)], axis=1)
 
 

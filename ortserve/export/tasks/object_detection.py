@@ -131,7 +131,12 @@ class ObjectDetection:
         value = matched / total if total else 0.0
         pictures = len(want["boxes"])
         return Agreement(
-            measure=self.measure, value=value, limit=limit, samples=pictures, passed=value >= limit, note=f"{total - matched // 2} boxes on {note}"
+            measure=self.measure,
+            value=value,
+            limit=limit,
+            samples=pictures,
+            passed=value >= limit,
+            note=f"{total - matched // 2} boxes on {note}",
         )
 
     def agreement_limit(self, precision: Precision, options: Options) -> float:
