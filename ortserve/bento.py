@@ -17,8 +17,9 @@ from _bentoml_sdk.service import Service
 from bentoml import Tag
 from bentoml.exceptions import BentoMLException, NotFound
 from bentoml.models import BentoModel
+from bentoml.serving import running_inside_container
 
-from ortserve import first_worker, logs, multiprocess, openapi, readiness, startup, tracing
+from ortserve import first_worker, liveness, logs, multiprocess, openapi, parent, readiness, startup, tracing
 from ortserve.errors import ModelError, StartupError
 from ortserve.profile import Execution, Profile
 
@@ -105,6 +106,7 @@ class OrtService(Service[Any]):
             folder = readiness.create_run_folder()
             self._open_metrics_port(folder)
         first_worker.watch(folder)
+        parent.hear_every_signal(folder)
 
     def _open_metrics_port(self, folder: Path) -> None:
         """Answer `/metrics` from this process where the profile gives it a port of its own; else load nothing for it."""
@@ -176,23 +178,28 @@ class OrtService(Service[Any]):
         return app
 
     def _edge(self, folder: Path, *, is_main: bool) -> App:
+        lives = liveness.Liveness(folder, replaced=not running_inside_container())
+        lives.enter()
         multiprocess.enter(folder / "metrics")
         from starlette.routing import Mount
 
         from ortserve import routes
         from ortserve.app import AppFactory  # imported late, with all of BentoML's server: the parent process needs none of it
+        from ortserve.drain import Drain
         from ortserve.edge import Edge
 
+        self.inject_config()
+        ready = readiness.Readiness(folder, self.profile.workers)
+        leaving = [ready.unmark]
         if find_spec("httptools") is not None:  # else uvicorn takes h11, which has limits of its own
             from ortserve import connection
 
             connection.install()
-        self.inject_config()
+            leaving.append(connection.let_go)
         if readiness.made_here(folder):  # there is no parent to do it
             self._open_metrics_port(folder)
         offered = {endpoint.path for endpoint in self.served.task.endpoints}
         self.apis = {name: api for name, api in self.apis.items() if api.route in offered}  # of every task; this model has one
-        ready = readiness.Readiness(folder, self.profile.workers)
         tracer = tracing.configure(self.profile.tracing, service_name=self.name, service_version=self.served.version)
 
         async def close() -> None:
@@ -200,11 +207,17 @@ class OrtService(Service[Any]):
             if tracer is not None:
                 await asyncio.to_thread(tracer.close)
 
-        inner = AppFactory(self, ready, close, is_main=is_main)()
+        drain = Drain(
+            self.profile.stopping.drain_delay_ms / 1000,
+            leave=lambda: [step() for step in leaving],
+            at_once=lambda: parent.stops_at_once(folder),
+            parent_lives=lambda: readiness.parent_lives(folder),
+        )
+        inner = AppFactory(self, ready, lives, drain, close, is_main=is_main)()
         own = {route.path for route in inner.routes if not isinstance(route, Mount) and hasattr(route, "path")}
         return Edge(
             inner,
-            routes.build(self.served, self.profile, ready, self.metrics),
+            routes.build(self.served, self.profile, ready, lives, self.metrics),
             passed_on=sorted(own - {"/metrics"}),  # that is ours, or nobody's where it has a port of its own
             mounts=[route.path.rstrip("/") + "/" for route in inner.routes if isinstance(route, Mount)],
             metrics=self.metrics,

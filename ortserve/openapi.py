@@ -28,7 +28,7 @@ _PREDICT_ERRORS = {
 _GET_PATHS = {
     "/models": ("List the served models: version, provider, precision.", {}),
     "/models/{name}": ("One model's facts: manifest, parity report, active provider, precision.", {404: "No such model"}),
-    "/livez": ("200 while the process lives.", {}),
+    "/livez": ("200 while the process lives.", {503: "A process died that nothing starts again: in a container"}),
     "/readyz": ("200 once every worker is warm and its provider confirmed.", {503: "Not every worker is warm"}),
     "/metrics": ("Prometheus metrics of all workers.", {}),
 }

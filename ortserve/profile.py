@@ -125,6 +125,12 @@ class MetricsPort(_Section):
         return value
 
 
+class Stopping(_Section):
+    """How the service ends when it is told to."""
+
+    drain_delay_ms: float = Field(default=5_000.0, ge=0.0, le=300_000.0)  # after SIGTERM; Ctrl-C does not wait
+
+
 class Tracing(_Section):
     """OpenTelemetry spans over OTLP; the exporter is set by the standard OTEL_* variables."""
 
@@ -145,6 +151,7 @@ class Profile(_Section):
     logging: Logging = Logging()
     metrics: MetricsPort = MetricsPort()
     tracing: Tracing = Tracing()
+    stopping: Stopping = Stopping()
 
 
 def shipped_names() -> tuple[str, ...]:

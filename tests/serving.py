@@ -131,9 +131,9 @@ class Server:
         return self.process.wait(timeout_s)
 
     def stop(self) -> None:
-        """End every process of this server: SIGTERM to the first, SIGKILL to what is left. Safe to call twice; the log stays readable."""
+        """End every process of this server, as Ctrl-C does; SIGKILL to what is left. Safe to call twice; the log stays readable."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(signal.SIGINT)
             try:
                 self.process.wait(20)
             except subprocess.TimeoutExpired:
