@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from _bentoml_sdk.service import Service
 from bentoml import Tag
 from bentoml.exceptions import BentoMLException, NotFound
@@ -115,7 +116,8 @@ class OrtService(Service[Any]):
         multiprocess.enter(folder / "metrics")
         from ortserve import metrics_port
 
-        metrics_port.start(self.profile.metrics.host, self.profile.metrics.port, self.metrics)
+        ready = readiness.Readiness(folder, self.profile.workers)
+        metrics_port.start(self.profile.metrics.host, self.profile.metrics.port, self.metrics, ready)
 
     @cached_property
     def metrics(self) -> Metrics:
@@ -159,11 +161,12 @@ class OrtService(Service[Any]):
 
     async def call(self, path: str, **fields: Any) -> Any:
         """What the endpoint answers to these fields, for callers in this process; HTTP requests take the edge's way."""
-        from ortserve import requests, routes
+        from ortserve import replies, requests, routes
 
         endpoint = next(endpoint for endpoint in self.served.task.endpoints if endpoint.path == path)
         payloads, parameters = await asyncio.to_thread(requests.from_fields, endpoint.takes, fields)
-        return (await routes.respond(self.served, endpoint, payloads, parameters))[0]
+        value, _ = await routes.respond(self.served, endpoint, payloads, parameters)
+        return orjson.loads(replies.to_json(value))
 
     def to_asgi(self, is_main: bool = True) -> App:
         """The worker's application: our edge in front of BentoML's."""

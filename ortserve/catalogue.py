@@ -20,7 +20,7 @@ _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 _HTTP = ("endpoint", "service_name", "service_version", "runner_name")
 _INFO = ("model", "version", "task", "precision", "sha256", "provider", "onnxruntime_version")
 
-Mode = Literal["livesum", "livemax", "livemostrecent", "max"]
+Mode = Literal["livesum", "livemax", "livemostrecent", "max", "min"]
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,28 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "ortserve_inference_duration_seconds", "histogram", ("model",), "seconds", "One run of the session, per batch.", buckets=_SECONDS
     ),
+    Entry(
+        "ortserve_p99_target_seconds",
+        "gauge",
+        ("model",),
+        "seconds",
+        "What the profile wants 99 of 100 answers to be ready within (objectives.p99_ms).",
+        "livemax",
+    ),
     Entry("ortserve_batch_size_rows", "histogram", ("model",), "rows", "Rows in a batch when it starts.", buckets=_ROWS),
+    Entry("ortserve_batch_limit_rows", "gauge", ("model",), "rows", "The most rows a batch may have.", "livemax"),
+    Entry("ortserve_tokens_total", "counter", ("model",), "tokens", "Tokens of texts that went to the session, padding not among them."),
+    Entry(
+        "ortserve_padding_tokens_total",
+        "counter",
+        ("model",),
+        "tokens",
+        "Computed for nothing: what texts of a batch were padded with to be of one length.",
+    ),
     Entry("ortserve_batches_in_flight", "gauge", ("model",), "batches", "Batches in the session now.", "livesum"),
+    Entry("ortserve_batch_slots", "gauge", ("model",), "batches", "Batches that may be in the session at once.", "livesum"),
     Entry("ortserve_queue_size_rows", "gauge", ("model",), "rows", "Rows waiting in the queue now.", "livesum"),
+    Entry("ortserve_queue_capacity_rows", "gauge", ("model",), "rows", "Rows the queue holds; a request beyond is refused.", "livesum"),
     Entry(
         "ortserve_refusals_total", "counter", ("model", "reason"), "requests", "Requests refused for the service's state, by error code."
     ),
@@ -92,12 +111,37 @@ CATALOGUE: tuple[Entry, ...] = (
         "livesum",
     ),
     Entry(
+        "ortserve_provider_fallback_workers",
+        "gauge",
+        ("model", "wanted"),
+        "workers",
+        "Living workers that run on another provider than `wanted`: the first of the profile that this build of ONNX Runtime has.",
+        "livesum",
+    ),
+    Entry(
         "ortserve_workers",
         "gauge",
         (),
         "workers",
         "Living workers that opened their model. Fewer than the profile's: one died and was not replaced.",
         "livesum",
+    ),
+    Entry("ortserve_ready_workers", "gauge", (), "workers", "Warm and living workers, as `/readyz` counts them.", "livemostrecent"),
+    Entry("ortserve_expected_workers", "gauge", (), "workers", "Workers that the profile asks for.", "livemostrecent"),
+    Entry(
+        "ortserve_worker_starts_total",
+        "counter",
+        (),
+        "workers",
+        "Workers started since the service started. More than the profile's: some were replaced.",
+    ),
+    Entry(
+        "ortserve_start_time_seconds",
+        "gauge",
+        ("service_name", "service_version"),
+        "seconds since 1970",
+        "When the service's first worker started.",
+        "min",
     ),
     Entry(
         "ortserve_gpu_utilization_ratio",
@@ -125,9 +169,10 @@ def document() -> str:
 _OVER_WORKERS: dict[Mode | None, str] = {
     None: "",
     "livesum": " Sum over living workers.",
-    "livemax": " The same in every worker, not summed.",
+    "livemax": " The highest of living workers, not summed.",
     "livemostrecent": " Read by one process for all, not summed.",
     "max": " The latest over all workers.",
+    "min": " The earliest over all workers, dead ones included.",
 }
 
 _HEAD = """# Metrics

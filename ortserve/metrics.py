@@ -23,10 +23,12 @@ from prometheus_client.registry import Collector
 from ortserve import errors, gpu, multiprocess
 from ortserve.catalogue import CATALOGUE, Entry
 from ortserve.gpu import GpuReading
+from ortserve.readiness import Readiness
 
 UNMATCHED = "unmatched"  # the endpoint label of every path that is no route: callers cannot make series
 UNKNOWN = "unknown"  # the model or reason label of anything that is not in its closed set
 PROBES = frozenset({"/healthz", "/livez", "/readyz", "/metrics"})  # do not count as a "last request", as in BentoML
+_ANSWERS = (200, 429, 500, 503, 504)  # statuses of an endpoint, less those that are the caller's fault; `replies.py` has the table
 
 
 def _codes(root: type[errors.OrtServeError]) -> frozenset[str]:
@@ -68,9 +70,12 @@ class ModelMetrics:
         def histogram(name: str) -> Histogram:
             return metrics.histogram(name).labels(model)
 
+        self._metrics = metrics
+        self._model = model
         self._queue_rows = metrics.gauge("ortserve_queue_size_rows").labels(model)
         self._in_flight = metrics.gauge("ortserve_batches_in_flight").labels(model)
         self._batch_rows = histogram("ortserve_batch_size_rows")
+        self._tokens: tuple[Counter, ...] | None = None
         self._queue_s = _BatchHistogram(histogram("ortserve_queue_duration_seconds"))
         self._inference_s = histogram("ortserve_inference_duration_seconds")
         self._decode_s = histogram("ortserve_decode_duration_seconds")
@@ -82,6 +87,15 @@ class ModelMetrics:
         self.queue_changed(0)
         self._in_flight.set(0)
 
+    def opened(self, *, queue_rows: int, batch_rows: int, slots: int, p99_target_s: float, wanted: str, provider: str) -> None:
+        """The model is open on `provider`, where the profile would have had `wanted`; the other numbers are its bounds and its aim."""
+        metrics = self._metrics
+        metrics.gauge("ortserve_queue_capacity_rows").labels(self._model).set(queue_rows)
+        metrics.gauge("ortserve_batch_limit_rows").labels(self._model).set(batch_rows)
+        metrics.gauge("ortserve_batch_slots").labels(self._model).set(slots)
+        metrics.gauge("ortserve_p99_target_seconds").labels(self._model).set(p99_target_s)
+        metrics.gauge("ortserve_provider_fallback_workers").labels(self._model, wanted).set(provider != wanted)
+
     def queue_changed(self, rows: int) -> None:
         """The queue now holds that many rows."""
         self._queue_rows.set(rows)
@@ -91,6 +105,14 @@ class ModelMetrics:
         self._in_flight.set(in_flight)
         self._batch_rows.observe(rows)
         self._queue_s.observe_all(queue_s)
+
+    def batch_padded(self, tokens: int, padding_tokens: int) -> None:
+        """A batch of texts went to the session: so many tokens of theirs, and so many put behind them."""
+        if self._tokens is None:  # at the first batch: a model of pictures has no such series
+            names = ("ortserve_tokens_total", "ortserve_padding_tokens_total")
+            self._tokens = tuple(self._metrics.counter(name).labels(self._model) for name in names)
+        for counter, count in zip(self._tokens, (tokens, padding_tokens), strict=True):
+            counter.inc(count)
 
     def batch_finished(self, rows: int, in_flight: int, inference_s: float) -> None:  # noqa: ARG002  rows is the Observer's
         """A batch came back after `inference_s`; `in_flight` others are still there."""
@@ -161,6 +183,11 @@ class Metrics:
             self._models[model] = ModelMetrics(self, model)
         return self._models[model]
 
+    def expect(self, endpoint: str) -> None:
+        """Let that endpoint's answers stand at 0: a first one that appears at 1 is an increase no rate() can see."""
+        for status in _ANSWERS:
+            self.counter("bentoml_service_request_total").labels(endpoint, *self._service, str(status))
+
     def request_started(self, endpoint: str) -> None:
         """An HTTP request came in; `endpoint` is its route template or UNMATCHED."""
         if endpoint not in PROBES:
@@ -200,6 +227,8 @@ class Metrics:
     ) -> None:
         """State the facts of a loaded model, which make this process a worker; `provider` is the one its session confirmed."""
         self.gauge("ortserve_workers").set(1)
+        self.gauge("ortserve_start_time_seconds").labels(*self._service[:2]).set(time.time())
+        self.counter("ortserve_worker_starts_total").inc()
         self.for_model(model)
         self.gauge("ortserve_model_info").labels(model, version, task, precision, sha256, provider, onnxruntime_version).set(1)
         self.gauge("ortserve_provider_active_workers").labels(model, provider).set(1)
@@ -216,8 +245,11 @@ class Metrics:
             self.gauge("ortserve_gpu_memory_used_bytes").labels(index).set(reading.memory_used_bytes)
             self.gauge("ortserve_gpu_memory_total_bytes").labels(index).set(reading.memory_total_bytes)
 
-    def scrape(self) -> tuple[bytes, str]:
-        """The exposition text, the GPUs read afresh, and its content type. Blocks as `render()` does."""
+    def scrape(self, readiness: Readiness) -> tuple[bytes, str]:
+        """The exposition text and its content type; what `/readyz` would say and the GPUs are read afresh. Blocks as `render()` does."""
+        ready, expected = readiness.count()
+        self.gauge("ortserve_ready_workers").set(ready)
+        self.gauge("ortserve_expected_workers").set(expected)
         self.gpus(gpu.devices())
         return render(self.registry)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ortserve.errors import NotFound, PortError, RequestError
 from ortserve.metrics import Metrics
+from ortserve.readiness import Readiness
 from ortserve.replies import Reply, error_reply, log_failure
 
 logger = logging.getLogger(__name__)
@@ -22,13 +23,13 @@ PATH = "/metrics"
 _REQUEST_TIMEOUT_S = 10.0  # Prometheus' own default for a scrape: whoever sends slower gets nothing
 
 
-def start(host: str, port: int, metrics: Metrics) -> None:
+def start(host: str, port: int, metrics: Metrics, readiness: Readiness) -> None:
     """Answer `/metrics` there, from a thread, until this process ends.
 
     `metrics` are this process's, made after `multiprocess.enter()`. Raises PortError where the port cannot be had.
     """
     try:
-        server = _Server((host, port), metrics)
+        server = _Server((host, port), metrics, readiness)
     except OSError as error:
         raise PortError(
             f"metrics.port {port} cannot be opened on metrics.host {host} ({error.strerror}): expected a free port that this user may "
@@ -42,11 +43,12 @@ class _Server(ThreadingHTTPServer):
 
     daemon_threads = True  # a scrape under way does not hold up the end of the service
 
-    def __init__(self, address: tuple[str, int], metrics: Metrics) -> None:
+    def __init__(self, address: tuple[str, int], metrics: Metrics, readiness: Readiness) -> None:
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, _Scrape)
         self.metrics = metrics
+        self.readiness = readiness
 
     def server_bind(self) -> None:
         """Bind, without looking this host's name up as http.server does: a slow resolver would hold up the start."""
@@ -70,7 +72,7 @@ class _Scrape(BaseHTTPRequestHandler):
         try:
             if self.path.partition("?")[0] != PATH:
                 raise NotFound(f"no such path: this port has {PATH} only")
-            text, content_type = self.server.metrics.scrape()
+            text, content_type = self.server.metrics.scrape(self.server.readiness)
             reply = Reply(200, text, content_type.encode())
         except Exception as error:
             log_failure("metrics port", error)

@@ -29,6 +29,9 @@ Refusal = RequestError | ServingError  # why a payload has no answer
 class ModelObserver(Observer, Protocol):
     """What a served model reports beside its batcher's reports; `metrics.ModelMetrics` is one."""
 
+    def opened(self, *, queue_rows: int, batch_rows: int, slots: int, p99_target_s: float, wanted: str, provider: str) -> None:
+        """The model is open: its batcher's bounds, what its answers aim at, the provider the profile wanted and the one it has."""
+
     def decoded(self, seconds: float) -> None:
         """A payload became tensors in `seconds`."""
 
@@ -58,6 +61,15 @@ def onnxruntime_version() -> str:
     return version
 
 
+def wanted_provider(profile: Profile) -> str:
+    """The profile's first provider that this build of ONNX Runtime has, whether or not this machine has the device.
+
+    A CPU build cannot fall back from a GPU; a CUDA build on a machine whose driver is gone does.
+    """
+    built = ort.get_available_providers()
+    return next((execution.provider for execution in profile.execution if execution.provider in built), profile.execution[0].provider)
+
+
 def choose_precision(manifest: Manifest, execution: Execution) -> Precision:
     """The first precision of the profile's execution that the package holds. ModelError where it holds none of them."""
     for precision in execution.precision:
@@ -69,8 +81,10 @@ def choose_precision(manifest: Manifest, execution: Execution) -> Precision:
     )
 
 
-def effective_batching(manifest: Manifest, batching: Batching) -> Batching:
-    """The profile's batching, cut to the largest batch the package was verified at."""
+def effective_batching(manifest: Manifest, execution: Execution) -> Batching:
+    """The profile's batching for rows like the model's, cut to the largest batch the package was verified at."""
+    ragged = any(isinstance(dim, str) for spec in manifest.inputs for dim in spec.shape[1:])
+    batching = execution.text_batching if ragged and execution.text_batching is not None else execution.batching
     limit = min(batching.max_batch_size, manifest.max_batch)
     buckets = tuple(sorted({min(size, limit) for size in batching.buckets}))
     return batching.model_copy(update={"max_batch_size": limit, "buckets": buckets})
@@ -82,8 +96,8 @@ def open_session(folder: Path, manifest: Manifest, execution: Execution, outputs
     session = Session.open(manifest.verified_path(folder, precision), execution, outputs=outputs)
     if session.inputs != manifest.inputs:
         raise ModelError(f"model {manifest.name}: the {precision} file takes other inputs than its manifest says: build it again")
-    batching = effective_batching(manifest, execution.batching)
-    session.warm_up(batching.buckets or sorted({1, batching.max_batch_size}))
+    batching = effective_batching(manifest, execution)
+    session.warm_up(batching.buckets or sorted({1, batching.max_batch_size}), batching.sequence_buckets[:1] or (1,))
     return session
 
 
@@ -106,12 +120,21 @@ class ServedModel:
         self.precision = choose_precision(self.manifest, execution)
         self.task = tasks.load(self.manifest, folder, profile)
         self.session = open_session(folder, self.manifest, execution, self.task.outputs)
-        self.batching = effective_batching(self.manifest, execution.batching)
-        self.batcher = Batcher(self.session, self.batching, observer=observer)
+        self.batching = effective_batching(self.manifest, execution)
+        self.batcher = Batcher(self.session, self.batching, ragged=self.session.ragged, observer=observer)
         self._observer = observer
         self._timeout_s = profile.limits.request_timeout_ms / 1000
         wanted = profile.images.decode_threads
         self._decoders = ThreadPoolExecutor(available_cpus() if wanted == "auto" else wanted, thread_name_prefix="decode")
+        if observer:
+            observer.opened(
+                queue_rows=self.batching.max_queue_size,
+                batch_rows=self.batching.max_batch_size,
+                slots=self.batching.max_in_flight,
+                p99_target_s=profile.p99_target_ms / 1000,
+                wanted=wanted_provider(profile),
+                provider=self.session.provider,
+            )
 
     @property
     def name(self) -> str:

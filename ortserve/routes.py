@@ -16,7 +16,7 @@ from ortserve.page import page
 from ortserve.profile import Limits, Profile
 from ortserve.readiness import Readiness
 from ortserve.replies import Reply, error_body, json_reply, log_failure
-from ortserve.tasks.endpoint import Endpoint, Files
+from ortserve.tasks.endpoint import Endpoint, Json
 
 T = TypeVar("T")
 
@@ -27,6 +27,8 @@ def build(served: ServedModel, profile: Profile, readiness: Readiness, liveness:
     """Every route of the service: the task's endpoints, the models' facts, health, and metrics where they have no port of their own."""
     budget = body.BufferBudget(profile.limits.max_buffered_bytes)
     models = {served.name: served}
+    for endpoint in served.task.endpoints:
+        metrics.expect(endpoint.path)
     return [
         *(Route("POST", endpoint.path, _predict(served, endpoint, profile.limits, budget)) for endpoint in served.task.endpoints),
         Route("GET", "/", page(served.name)),
@@ -34,15 +36,17 @@ def build(served: ServedModel, profile: Profile, readiness: Readiness, liveness:
         Route("GET", "/models/{name}", _show_model(models, profile)),
         Route("GET", "/livez", _alive(liveness)),
         Route("GET", "/readyz", _ready(readiness)),
-        *([Route("GET", "/metrics", _metrics(metrics))] if profile.metrics.port is None else []),
+        *([Route("GET", "/metrics", _metrics(metrics, readiness))] if profile.metrics.port is None else []),
     ]
 
 
 def _predict(served: ServedModel, endpoint: Endpoint, limits: Limits, budget: body.BufferBudget) -> Handler:
     """A task's endpoint."""
     takes = endpoint.takes
-    one_file = isinstance(takes, Files) and not takes.many
-    limit_bytes = limits.max_image_bytes + MULTIPART_OVERHEAD_BYTES if one_file else limits.max_request_bytes
+    if isinstance(takes, Json):
+        limit_bytes = limits.max_json_bytes
+    else:
+        limit_bytes = limits.max_request_bytes if takes.many else limits.max_image_bytes + MULTIPART_OVERHEAD_BYTES
 
     async def handler(request: Request) -> Reply:
         kind, options = body.media_type(request.headers)
@@ -167,9 +171,9 @@ def _ready(readiness: Readiness) -> Handler:
     return handler
 
 
-def _metrics(metrics: Metrics) -> Handler:
+def _metrics(metrics: Metrics, readiness: Readiness) -> Handler:
     async def handler(_: Request) -> Reply:
-        text, content_type = await asyncio.to_thread(metrics.scrape)
+        text, content_type = await asyncio.to_thread(metrics.scrape, readiness)
         return Reply(200, text, content_type.encode())
 
     return handler

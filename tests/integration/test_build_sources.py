@@ -110,7 +110,11 @@ def test_resnet50_with_random_weights_passes_and_says_what_it_could_not_measure(
         ((), 2, "SOURCE"),
         (("resnt50",), 1, "did you mean resnet50"),
         (("digits", "--weights", "w.pth"), 1, "digits trains its own model"),
-        (("resnet18", "--weights", "random", "--precision", "fp32,int8"), 1, "int8 needs at least 200 pictures"),
+        (
+            ("resnet18", "--weights", "random", "--precision", "fp32,int8"),
+            1,
+            "int8 must have its top-1 agreement measured, and that cannot be (no pictures were given)",
+        ),
     ],
 )
 def test_mistakes_end_in_one_line_with_their_status(tmp_path: Path, arguments: tuple[str, ...], status: int, words: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Histogram
@@ -23,6 +24,8 @@ FACTS = {
     "onnxruntime_version": "1.31.0",
 }
 
+BOUNDS: dict[str, Any] = {"queue_rows": 64, "batch_rows": 8, "slots": 2, "p99_target_s": 0.25, "wanted": "CUDA", "provider": "CUDA"}
+
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     """The one value of that sample, None where there is no such series."""
@@ -35,10 +38,19 @@ def metrics() -> Metrics:
     return Metrics(service="shop", version="v1", runner="Classifier")
 
 
+class Ready:
+    """One of two workers is warm."""
+
+    def count(self) -> tuple[int, int]:
+        return 1, 2
+
+
 def exercise(metrics: Metrics) -> None:
     """Touch every metric once."""
     model = metrics.for_model("digits")
     metrics.describe(model="digits", **FACTS)
+    model.opened(**BOUNDS)
+    metrics.scrape(Ready())
     metrics.request_started("/classify")
     model.decoded(0.004)
     model.queue_changed(1)
@@ -157,6 +169,23 @@ def test_a_models_metrics_are_what_the_batcher_tells(metrics: Metrics) -> None:
     assert metrics.for_model("digits") is observer
     assert value(metrics, "ortserve_batches_in_flight", model="digits") == 2
     assert value(metrics, "ortserve_queue_duration_seconds_count", model="digits") == 2
+
+
+def test_a_model_on_another_provider_than_the_profiles_first_has_fallen_back(metrics: Metrics) -> None:
+    model = metrics.for_model("digits")
+    for provider, fallen in (("CUDA", 0), ("CPU", 1)):
+        model.opened(**{**BOUNDS, "provider": provider})
+        assert value(metrics, "ortserve_provider_fallback_workers", model="digits", wanted="CUDA") == fallen
+
+
+@pytest.mark.parametrize("status", [200, 429, 500, 503, 504])
+def test_an_endpoints_answers_stand_at_zero_before_the_first(metrics: Metrics, status: int) -> None:
+    http = {"endpoint": "/classify", "service_name": "shop", "service_version": "v1", "runner_name": "Classifier"}
+    metrics.expect("/classify")
+    assert value(metrics, "bentoml_service_request_total", **http, http_response_code=str(status)) == 0
+    metrics.request_started("/classify")
+    metrics.request_finished("/classify", status, 0.01)
+    assert value(metrics, "bentoml_service_request_total", **http, http_response_code=str(status)) == 1
 
 
 def test_threads_lose_no_count(metrics: Metrics) -> None:

@@ -140,6 +140,18 @@ def test_a_killed_workers_counts_stay_and_its_gauges_vanish(tmp_path: Path, star
     assert last <= now <= time.time()  # the latest of three, not their sum
 
 
+def test_a_replaced_worker_counts_as_a_start_and_leaves_the_service_its_age(tmp_path: Path, start: Callable[[], Worker]) -> None:
+    first = start()
+    began = read(tmp_path, "ortserve_start_time_seconds", service_name="s", service_version="v")
+    assert began
+    for _ in range(2):
+        first.kill()
+        first = start()
+    assert read(tmp_path, "ortserve_worker_starts_total") == 3
+    assert read(tmp_path, "ortserve_start_time_seconds", service_name="s", service_version="v") == began
+    assert read(tmp_path, "ortserve_workers") == 1
+
+
 def test_the_files_of_the_living_are_not_touched(tmp_path: Path, start: Callable[[], Worker]) -> None:
     living, dead = start(), start()
     identity = multiprocess.process_id(living.process.pid or 0)
@@ -162,7 +174,13 @@ def test_the_folder_stays_small_however_many_workers_die(tmp_path: Path, start: 
         sizes.append((len(list(tmp_path.iterdir())), sum(path.stat().st_size for path in tmp_path.iterdir())))
     assert refusals(tmp_path) == sum(number % 3 for number in range(1, 51))
     assert sizes[-1] == sizes[2]
-    assert {path.name for path in tmp_path.iterdir()} == {"lock", "counter_dead.db", "histogram_dead.db", "gauge_max_dead.db"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "lock",
+        "counter_dead.db",
+        "histogram_dead.db",
+        "gauge_max_dead.db",
+        "gauge_min_dead.db",
+    }
 
 
 def test_a_pid_handed_out_again_is_not_taken_for_the_dead_worker(tmp_path: Path, start: Callable[[], Worker]) -> None:
@@ -263,7 +281,13 @@ def test_a_sweep_killed_at_any_step_loses_and_doubles_nothing(tmp_path: Path) ->
         for _ in range(2):
             assert refusals(folder) == 8, f"killed before step {step} of {total}"
             assert read(folder, "ortserve_decode_duration_seconds_count", model="digits") == 8
-        assert {path.name for path in folder.iterdir()} == {"lock", "counter_dead.db", "histogram_dead.db", "gauge_max_dead.db"}
+        assert {path.name for path in folder.iterdir()} == {
+            "lock",
+            "counter_dead.db",
+            "histogram_dead.db",
+            "gauge_max_dead.db",
+            "gauge_min_dead.db",
+        }
         shutil.rmtree(folder)
 
 

@@ -126,6 +126,16 @@ def sections(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
                 yield from sections(candidate)
 
 
+@pytest.mark.parametrize(("objectives", "target_ms"), [("", 250), ("objectives: {p99_ms: 900}\n", 900)])
+def test_the_p99_target_is_a_quarter_of_the_deadline_unless_it_is_given(tmp_path: Path, objectives: str, target_ms: float) -> None:
+    assert load(write(tmp_path, f"{MINIMAL}limits: {{request_timeout_ms: 1000}}\n{objectives}")).p99_target_ms == target_ms
+
+
+def test_a_p99_target_that_no_answer_could_miss_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match=r"objectives\.p99_ms \(1000\) must be below limits\.request_timeout_ms \(1000\)"):
+        load(write(tmp_path, MINIMAL + "limits: {request_timeout_ms: 1000}\nobjectives: {p99_ms: 1000}\n"))
+
+
 def test_every_key_of_the_schema_stands_in_the_default_profile() -> None:
     text = (SHIPPED / "default.yaml").read_text(encoding="utf-8")
     keys = {key for section in sections(Profile) for key in section.model_fields} - {"name"}  # set by load()

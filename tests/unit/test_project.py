@@ -31,19 +31,7 @@ FOUNDATION = {"errors", "manifest", "profile", "cpus", "images", "image_headers"
 ENGINE = {"session", "batching", "batch", "fair_queue", "slots"}
 # What belongs to HTTP and BentoML: nothing of the foundation, the engine or the build may import it.
 EDGE = {
-    "app",
-    "bento",
-    "body",
-    "connection",
-    "drain",
-    "edge",
-    "metrics_port",
-    "openapi",
-    "page",
-    "replies",
-    "requests",
-    "routes",
-    "schemas",
+    *("app", "bento", "body", "connection", "drain", "edge", "metrics_port", "openapi", "page", "replies", "requests", "routes", "schemas"),
 }
 # Where BentoML may be imported: its service, its edge, its store.
 KNOWS_BENTOML = {"service", "ortserve.app", "ortserve.bento", "ortserve.openapi", "ortserve.page", "ortserve.export.store"}
