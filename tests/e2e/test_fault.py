@@ -1,4 +1,4 @@
-"""A killed worker takes no more with it than it held, the other one answers on, and `deploy/fault.py` counts it so."""
+"""A killed worker takes no more with it than it held, the other one answers on, and `deploy/rehearsal/fault.py` counts it so."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy import fault
+from deploy.rehearsal import fault
 from tests.packages import write_profile
 
 pytestmark = pytest.mark.e2e

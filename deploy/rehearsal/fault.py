@@ -1,7 +1,7 @@
 """What a fault costs: kill -9 of one of two workers under load, outside a container, where BentoML replaces it; several times in a row.
 
-`python -m deploy.fault` writes `deploy/results/fault.json` and, for people, `fault.md`. Callers speak to the service itself and send every
-request once, so what a kill takes with it is counted whole.
+`python -m deploy.rehearsal.fault` writes `deploy/results/fault.json` and, for people, `fault.md`. Callers speak to the service itself and
+send every request once, so what a kill takes with it is counted whole.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 import psutil
 import typer
 
-from deploy.callers import Callers, failures
-from deploy.rolling_update import RESULTS, ROW_S, in_progress
+from deploy.rehearsal.callers import Callers, failures
+from deploy.rehearsal.rolling_update import RESULTS, ROW_S, in_progress
 from tests.packages import add_package, picture, write_profile
 from tests.serving import Server
 

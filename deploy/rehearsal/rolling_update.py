@@ -1,7 +1,7 @@
 """A rolling update rehearsed on one machine: one version after another behind a real HAProxy, under load, each ended by SIGTERM.
 
-`python -m deploy.rolling_update` writes `deploy/results/rolling.json` and, for people, `rolling.md`; its exit status is 1 where a single
-request failed. HAProxy retries nothing and every caller sends a request once, so nothing that went wrong is hidden.
+`python -m deploy.rehearsal.rolling_update` writes `deploy/results/rolling.json` and, for people, `rolling.md`; its exit status is 1 where
+a single request failed. HAProxy retries nothing and every caller sends a request once, so nothing that went wrong is hidden.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 
 import typer
 
-from deploy.callers import Callers, Sent, failures
-from deploy.haproxy import CHECK_EVERY_MS, PLACES, HAProxy, NoProxy
+from deploy.rehearsal.callers import Callers, Sent, failures
+from deploy.rehearsal.haproxy import CHECK_EVERY_MS, PLACES, HAProxy, NoProxy
 from tests.packages import add_package, picture, write_profile
 from tests.serving import ROOT, Server
 
