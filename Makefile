@@ -69,7 +69,7 @@ prove: ## on a Debian 12, as root: build the image, run it hardened, load it, st
 
 .PHONY: lock
 lock: $(VENV)/.uv ## resolve requirements/*.in again into *.txt; LOCK_ARGS="--upgrade" or "--upgrade-package NAME"
-	@requirements/lock $(BIN)/uv $(LOCK_ARGS)
+	@requirements/lock "$(CURDIR)/$(BIN)/uv" $(LOCK_ARGS)
 
 .PHONY: clean
 clean: ## remove .venv and every cache
