@@ -25,6 +25,10 @@ def load(options: Options, advance: Callable[[int, int], None]) -> Loaded:
         from ortserve.export import onnx_detector, onnx_file
 
         return onnx_detector.load(options) if options.task == "object-detection" else onnx_file.load(options)
+    if source.startswith("timm:"):
+        from ortserve.export import timm_zoo
+
+        return timm_zoo.load(options)
     if source.lower().endswith((".pt", ".yaml", ".yml")):
         from ortserve.export import ultralytics_model
 
