@@ -18,7 +18,8 @@ from ortserve import images, tasks
 from ortserve.errors import InferenceError, InvalidImage, InvalidParameter, ModelError
 from ortserve.manifest import Manifest, Preprocessing, Source, TensorSpec
 from ortserve.profile import Execution, Images, Limits, Profile
-from ortserve.tasks.image_classification import ImageClassification, Parameters, top
+from ortserve.tasks.best_classes import top
+from ortserve.tasks.image_classification import ImageClassification, Parameters
 from ortserve.tasks.row import Row
 
 FOLDER = Path()  # a classifier reads no file of its package
