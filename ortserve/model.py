@@ -19,7 +19,7 @@ from ortserve.batching import Batcher, Observer, Ticket
 from ortserve.cpus import available_cpus
 from ortserve.errors import ModelError, PayloadTooLarge, RequestError, ServingError
 from ortserve.manifest import Manifest, Precision
-from ortserve.profile import Batching, Execution, Profile
+from ortserve.profile import Execution, Profile
 from ortserve.session import Session
 from ortserve.tasks.row import Row
 
@@ -81,23 +81,29 @@ def choose_precision(manifest: Manifest, execution: Execution) -> Precision:
     )
 
 
-def effective_batching(manifest: Manifest, execution: Execution) -> Batching:
-    """The profile's batching for rows like the model's, cut to the largest batch the package was verified at."""
+def fitted(manifest: Manifest, execution: Execution) -> Execution:
+    """The execution as this model runs under it: the batching of rows like its own, cut to the largest batch it was verified at.
+
+    Rows of any length have no end of shapes, and ONNX Runtime would keep a memory pattern for each (22 KiB measured, and no faster).
+    """
     ragged = any(isinstance(dim, str) for spec in manifest.inputs for dim in spec.shape[1:])
     batching = execution.text_batching if ragged and execution.text_batching is not None else execution.batching
     limit = min(batching.max_batch_size, manifest.max_batch)
     buckets = tuple(sorted({min(size, limit) for size in batching.buckets}))
-    return batching.model_copy(update={"max_batch_size": limit, "buckets": buckets})
+    session = execution.session.model_copy(update={"enable_mem_pattern": False}) if ragged else execution.session
+    cut = batching.model_copy(update={"max_batch_size": limit, "buckets": buckets})
+    return execution.model_copy(update={"batching": cut, "session": session})
 
 
 def open_session(folder: Path, manifest: Manifest, execution: Execution, outputs: Sequence[str]) -> Session:
-    """The session of a package under one execution: file checked against its sha256, provider confirmed, warmed at its batch sizes."""
+    """The session of a package under a `fitted` execution: file checked against its sha256, provider confirmed, warmed at its sizes."""
     precision = choose_precision(manifest, execution)
     session = Session.open(manifest.verified_path(folder, precision), execution, outputs=outputs)
     if session.inputs != manifest.inputs:
         raise ModelError(f"model {manifest.name}: the {precision} file takes other inputs than its manifest says: build it again")
-    batching = effective_batching(manifest, execution)
-    session.warm_up(batching.buckets or sorted({1, batching.max_batch_size}), batching.sequence_buckets[:1] or (1,))
+    batching = execution.batching
+    lengths = batching.sequence_buckets if batching.buckets else batching.sequence_buckets[:1]
+    session.warm_up(batching.buckets or sorted({1, batching.max_batch_size}), lengths or (1,))
     return session
 
 
@@ -116,11 +122,11 @@ class ServedModel:
         """Open the package in `folder`, warmed and ready. Raises StartupError where it cannot serve as the profile says."""
         self.manifest = Manifest.read(folder)
         self.version = version
-        self.execution = execution
+        self.execution = fitted(self.manifest, execution)
+        self.batching = self.execution.batching
         self.precision = choose_precision(self.manifest, execution)
         self.task = tasks.load(self.manifest, folder, profile)
-        self.session = open_session(folder, self.manifest, execution, self.task.outputs)
-        self.batching = effective_batching(self.manifest, execution)
+        self.session = open_session(folder, self.manifest, self.execution, self.task.outputs)
         self.batcher = Batcher(self.session, self.batching, ragged=self.session.ragged, observer=observer)
         self._observer = observer
         self._timeout_s = profile.limits.request_timeout_ms / 1000
