@@ -169,11 +169,11 @@ class Proof:
     def load(self) -> None:
         """locust, with thresholds that fail the proof."""
         report = self.out / "locust.json"
-        with report.open("w") as out:
+        with report.open("wb") as out, (self.out / "locust.log").open("wb") as log:
             subprocess.run(
                 [sys.executable, "-m", "locust", "--host", self.url, "--headless", "-u", "8", "-r", "8", "-t", "10s", "--json",
                  "--max-error-rate", "0", "--loglevel", "WARNING"],
-                cwd=ROOT, stdout=out, stdin=subprocess.DEVNULL, check=True,
+                cwd=ROOT, stdout=out, stderr=log, stdin=subprocess.DEVNULL, check=True,
             )  # fmt: skip
         entries = json.loads(report.read_text())
         self.note(
