@@ -39,7 +39,9 @@ class Proof:
         self.image = f"localhost/ortserve:{variant}"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.facts: dict[str, Any] = {"image": variant, "seconds": {}}
+        self.facts: dict[str, Any] = {
+            "image": variant, "date": time.strftime("%Y-%m-%d"), "cpus": len(os.sched_getaffinity(0)), "seconds": {}
+        }  # fmt: skip
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
