@@ -39,7 +39,9 @@ class Proof:
         self.image = f"localhost/ortserve:{variant}"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.facts: dict[str, Any] = {"image": variant, "seconds": {}}
+        self.facts: dict[str, Any] = {
+            "image": variant, "date": time.strftime("%Y-%m-%d"), "cpus": len(os.sched_getaffinity(0)), "seconds": {}
+        }  # fmt: skip
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -169,11 +171,11 @@ class Proof:
     def load(self) -> None:
         """locust, with thresholds that fail the proof."""
         report = self.out / "locust.json"
-        with report.open("w") as out:
+        with report.open("wb") as out, (self.out / "locust.log").open("wb") as log:
             subprocess.run(
                 [sys.executable, "-m", "locust", "--host", self.url, "--headless", "-u", "8", "-r", "8", "-t", "10s", "--json",
                  "--max-error-rate", "0", "--loglevel", "WARNING"],
-                cwd=ROOT, stdout=out, stdin=subprocess.DEVNULL, check=True,
+                cwd=ROOT, stdout=out, stderr=log, stdin=subprocess.DEVNULL, check=True,
             )  # fmt: skip
         entries = json.loads(report.read_text())
         self.note(
