@@ -15,8 +15,15 @@ from ortserve.manifest import Source
 def load(options: Options, advance: Callable[[int, int], None]) -> Loaded:
     """The model that `options.source` names, with its labels, pre-processing and reference.
 
-    Raises SourceError where it cannot be found or used; the message says what to give instead.
+    Raises SourceError where it cannot be found or used, or is for another task than --task; the message says what to give instead.
     """
+    loaded = _load(options, advance)
+    if options.task not in (None, loaded.task.name):
+        raise SourceError(f"--task {options.task}: {loaded.source.reference} is for {loaded.task.name}: leave --task out")
+    return loaded
+
+
+def _load(options: Options, advance: Callable[[int, int], None]) -> Loaded:
     # Imported where they are needed: torchvision and scikit-learn take seconds, and only one of them is used.
     source = options.source
     if source == "digits":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from ortserve.export.detection_graph import Tail
 from ortserve.export.detection_reference import suppressed
 from ortserve.export.limits import least_agreement, tolerance
 from ortserve.export.options import Options
-from ortserve.export.pictures import read_folder
-from ortserve.export.tasks import Advance, Case, Probe, Samples, batches_up_to
+from ortserve.export.pictures import picture_probes, read_folder
+from ortserve.export.tasks import Advance, Case, Probe, Samples
 from ortserve.manifest import Agreement, Difference, Precision, Preprocessing, TensorSpec
 from ortserve.session import Tensors
 
@@ -73,12 +74,10 @@ class ObjectDetection:
 
     def probes(self, max_batch: int) -> list[Probe]:
         """Noise at every batch size, all black, all white; the noise's rows under thresholds of their own."""
-        shape = (self._preprocessing.height, self._preprocessing.width, 3)
-        noise = np.random.default_rng(0).integers(0, 256, (max_batch, *shape), dtype=np.uint8)
-        flat = {name: np.full((1, *shape), value, np.uint8) for name, value in (("black", 0), ("white", 255))}
+        noise, *flat = picture_probes(self._preprocessing, max_batch)
         turns = np.arange(max_batch)
-        mixed = self._with_thresholds(noise, np.take(_SCORES, turns % 4), np.take(_IOUS, turns % 4))
-        return [Probe("noise", mixed, batches_up_to(max_batch)), *(Probe(name, self._shown(pixels), (1,)) for name, pixels in flat.items())]
+        mixed = self._with_thresholds(noise.tensors["pixels"], np.take(_SCORES, turns % 4), np.take(_IOUS, turns % 4))
+        return [replace(noise, tensors=mixed), *(replace(probe, tensors=self._shown(probe.tensors["pixels"])) for probe in flat)]
 
     def read_samples(self, folder: Path, advance: Advance) -> Samples:
         """The folder's pictures, some to calibrate on and others to measure on. Raises CalibrationError."""
