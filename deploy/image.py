@@ -47,7 +47,7 @@ def build(variant: str, *, tag: str, backend: str, out: Path, options: Sequence[
     arguments = [part for option in (*wanted, *options) for part in ("--opt", option)]
     _bentoml("containerize", bento, "--backend", backend, "-t", tag, *arguments, cwd=Path(tempfile.gettempdir()))
     out.mkdir(parents=True, exist_ok=True)
-    sbom = out / f"{tag.replace('/', '_').replace(':', '-')}.cdx.json"
+    sbom = out / f"{tag.rpartition('/')[2].replace(':', '-')}.cdx.json"
     sbom.write_text(bill_of_materials(folder), encoding="utf-8")
     return sbom
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
@@ -17,6 +14,7 @@ import httpx
 import psutil
 import pytest
 
+from deploy.callers import Callers
 from tests.packages import add_package, picture, write_profile
 from tests.serving import Server, until
 
@@ -56,66 +54,21 @@ def workers(server: Server) -> list[psutil.Process]:
     return [process for process in server.processes() if "_bentoml_impl.worker.service" in process.cmdline()]
 
 
-class Load:
-    """Callers that ask without a pause until nobody listens any more. `outcomes` counts what became of every request."""
-
-    def __init__(self, server: Server, *, callers: int) -> None:
-        self.outcomes: Counter[str] = Counter()
-        self.told_at = float("inf")
-        self.answered_after_told = 0
-        self._lock = threading.Lock()
-        self._url = f"{server.base_url}/classify"
-        self._pool = ThreadPoolExecutor(callers)
-        self._callers = [self._pool.submit(self._kept if index % 2 else self._fresh) for index in range(callers)]
-
-    def wait(self) -> None:
-        """Come back once every caller was refused."""
-        for caller in self._callers:
-            caller.result(120)
-        self._pool.shutdown()
-
-    def _fresh(self) -> None:
-        """A connection for each request."""
-        while True:
-            with httpx.Client(timeout=30) as client:
-                if not self._ask(client):
-                    return
-
-    def _kept(self) -> None:
-        """One connection for as long as the service keeps it."""
-        with httpx.Client(timeout=30) as client:
-            while self._ask(client):
-                pass
-
-    def _ask(self, client: httpx.Client) -> bool:
-        try:
-            answer = client.post(self._url, content=picture("green"), headers=PNG)
-            outcome = str(answer.status_code)
-        except httpx.ConnectError:
-            outcome = "refused"  # never accepted
-        except httpx.HTTPError as error:
-            outcome = f"lost: {error!r}"
-        with self._lock:
-            self.outcomes[outcome] += 1
-            self.answered_after_told += outcome == "200" and time.monotonic() > self.told_at
-        return outcome == "200"
-
-
 @pytest.mark.parametrize(("number", "delay_ms"), [(1, DELAY_MS), (2, DELAY_MS), (2, 0)], ids=["one", "two", "two at once"])
 def test_under_load_nothing_that_was_accepted_is_lost(start: Start, number: int, delay_ms: int) -> None:
     with start(number, delay_ms) as server:
-        load = Load(server, callers=8)
-        until(lambda: load.outcomes["200"] > 200)
-        load.told_at = time.monotonic()
+        callers = Callers(f"{server.base_url}/classify", picture("green"), count=8)
+        callers.wait_for(200)
+        before = callers.answered()
         server.process.send_signal(signal.SIGTERM)
-        load.wait()
+        callers.wait()
         assert server.wait_exit() == 0
         assert server.processes() == []
-        assert set(load.outcomes) == {"200", "refused"}, load.outcomes
-        assert load.outcomes["refused"] == 8
+        assert callers.lost == []
+        assert callers.refused == 8
         assert "Traceback" not in server.log()
         if delay_ms:
-            assert load.answered_after_told > 50
+            assert callers.answered() - before > 50
 
 
 def test_it_is_first_not_ready_and_answers_on_until_the_delay_has_passed(start: Start) -> None:
