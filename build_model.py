@@ -54,10 +54,17 @@ def main(
     labels: Annotated[
         Path | None, typer.Option(help="Text file, one label per line.  [default: torchvision's, else class_0, class_1, ...]")
     ] = None,
-    input_size: Annotated[str | None, typer.Option(help="Pixels: SIDE or HEIGHTxWIDTH.  [default: the model's, else 224; detectors 640]")] = None,
-    mean: Annotated[Triple | None, typer.Option(help="RGB, of values 0 to 1.  [default: the model's, else ImageNet's; detectors 0]")] = None,
+    input_size: Annotated[
+        str | None, typer.Option(help="Pixels: SIDE or HEIGHTxWIDTH.  [default: the model's, else 224; detectors 640]")
+    ] = None,
+    mean: Annotated[
+        Triple | None, typer.Option(help="RGB, of values 0 to 1.  [default: the model's, else ImageNet's; detectors 0]")
+    ] = None,
     std: Annotated[Triple | None, typer.Option(help="As --mean.  [detectors: 1]")] = None,
-    resize_mode: Annotated[ResizeMode | None, typer.Option(help="crop the centre, stretch, pad to fit, or letterbox (YOLO's pad).  [default: crop; detectors letterbox]")] = None,
+    resize_mode: Annotated[
+        ResizeMode | None,
+        typer.Option(help="crop the centre, stretch, pad or letterbox to fit.  [default: crop; detectors letterbox]"),
+    ] = None,
     channel_order: Annotated[
         ChannelOrder | None, typer.Option(help="bgr for models fed by OpenCV. --mean and --std stay RGB.  [default: rgb]")
     ] = None,
@@ -69,22 +76,24 @@ def main(
             rich_help_panel=DETECTORS,
         ),
     ] = None,
-    box_format: Annotated[
-        BoxFormat | None, typer.Option(help="[default: cxcywh for YOLO, else xyxy]", rich_help_panel=DETECTORS)
-    ] = None,
+    box_format: Annotated[BoxFormat | None, typer.Option(help="[default: cxcywh for YOLO, else xyxy]", rich_help_panel=DETECTORS)] = None,
     box_scale: Annotated[
         BoxScale | None, typer.Option(help="relative: coordinates of 0 to 1.  [default: from a run on noise]", rich_help_panel=DETECTORS)
     ] = None,
     background_class: Annotated[
         Background | None,
-        typer.Option(help="Which column of the scores means no object.  [default: first if --labels is one short]", rich_help_panel=DETECTORS),
+        typer.Option(
+            help="Which column of the scores means no object.  [default: first if --labels is one short]", rich_help_panel=DETECTORS
+        ),
     ] = None,
     score_activation: Annotated[
         ScoreActivation | None, typer.Option(help="What makes probabilities of the scores.  [default: none]", rich_help_panel=DETECTORS)
     ] = None,
     labels_per_box: Annotated[
         LabelsPerBox | None,
-        typer.Option(help="A box is of its best class, or of all over the threshold.  [default: best for YOLO, else all]", rich_help_panel=DETECTORS),
+        typer.Option(
+            help="A box is of its best class, or of all over the threshold.  [default: best for YOLO, else all]", rich_help_panel=DETECTORS
+        ),
     ] = None,
     nms: Annotated[
         Suppression | None,

@@ -64,9 +64,7 @@ def compose(given: onnx.ModelProto, face: Interface, preprocessing: Preprocessin
     return stripped(model)
 
 
-def entered(
-    given: onnx.ModelProto, entry: Entry, preprocessing: Preprocessing, opset: int | None, *, free: bool = True
-) -> onnx.ModelProto:
+def entered(given: onnx.ModelProto, entry: Entry, preprocessing: Preprocessing, opset: int | None, *, free: bool = True) -> onnx.ModelProto:
     """The given graph under `PREFIX` with `pixels` uint8[batch,H,W,3] before it, its outputs as they were; its batch free where asked."""
     model = _in_opset(given, opset or max(opset_of(given), DEFAULT_OPSET if opset_of(given) < OLDEST_OPSET else 0))
     model = onnx.compose.add_prefix(model, PREFIX)

@@ -51,7 +51,9 @@ def tell(shapes: Sequence[tuple[int, ...]], size: tuple[int, int], labels: int |
             f"and boxes [N,boxes,4], got {shown}: export its detection head alone"
         )
     if options.background_class not in (None, "none"):
-        raise SourceError(f"--background-class {options.background_class} is for scores and boxes in two outputs, {name} answers one: leave it out")
+        raise SourceError(
+            f"--background-class {options.background_class} is for scores and boxes in two outputs, {name} answers one: leave it out"
+        )
     return _one(shapes[0], size, labels, options, name), 0
 
 
@@ -94,7 +96,7 @@ def _layout(rows: int, columns: int, size: tuple[int, int], labels: int | None, 
         return "yolov8"
     if rows in grids and columns not in grids:
         return _boxes_first(rows, columns, labels, name, dense=True)
-    if labels is not None and (rows == 4 + labels) != (columns == 5 + labels):
+    if columns != 6 and labels is not None and (rows == 4 + labels) != (columns == 5 + labels):
         return "yolov8" if rows == 4 + labels else "yolov5"
     if columns > rows:
         return "yolov8"
@@ -118,9 +120,7 @@ def _boxes_first(rows: int, columns: int, labels: int | None, name: str, *, dens
 def dense_counts(size: tuple[int, int]) -> set[int]:
     """How many boxes a YOLO head predicts on an input of that height and width, for each kind of head."""
     height, width = size
-    return {
-        anchors * sum((height // stride) * (width // stride) for stride in strides) for strides in _STRIDES for anchors in _ANCHORS
-    }
+    return {anchors * sum((height // stride) * (width // stride) for stride in strides) for strides in _STRIDES for anchors in _ANCHORS}
 
 
 def _two(shapes: Sequence[tuple[int, ...]], labels: int | None, options: Options, name: str) -> tuple[Form, int]:

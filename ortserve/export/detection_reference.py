@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ortserve import nms
 from ortserve.export.detection_form import Form
 from ortserve.export.detection_graph import Tail
 from ortserve.session import Tensors
-from ortserve.tasks import nms
 
 
 def decoded(raw: list[NDArray[np.float32]], tail: Tail) -> Tensors:
@@ -32,9 +32,7 @@ def decoded(raw: list[NDArray[np.float32]], tail: Tail) -> Tensors:
     return {"boxes": boxes, "scores": scores.max(axis=-1), "classes": scores.argmax(axis=-1)}
 
 
-def _parts(
-    raw: list[NDArray[np.float32]], form: Form
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64] | None]:
+def _parts(raw: list[NDArray[np.float32]], form: Form) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64] | None]:
     """Boxes, scores, and classes where the model names them itself."""
     if form.layout == "scores-boxes":
         return raw[1], raw[0], None

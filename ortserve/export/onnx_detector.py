@@ -59,13 +59,22 @@ def _batch(
         if entry.batch is None:
             raise
         if entry.batch != 1:
-            raise SourceError(f"{name} takes {entry.batch} pictures and no other number: export it for one, or with a free batch") from error
+            raise SourceError(
+                f"{name} takes {entry.batch} pictures and no other number: export it for one, or with a free batch"
+            ) from error
         return 1, f"one picture at a time: {name} was exported for one and its graph depends on it ({_innermost(error)})"
     return None, ""
 
 
 def _graph(
-    model: onnx.ModelProto, entry: Entry, outputs: list[str], preprocessing: Preprocessing, free: bool, form: Form, order: tuple[int, ...], opset: int | None
+    model: onnx.ModelProto,
+    entry: Entry,
+    outputs: list[str],
+    preprocessing: Preprocessing,
+    free: bool,
+    form: Form,
+    order: tuple[int, ...],
+    opset: int | None,
 ) -> onnx.ModelProto:
     """`pixels` to the raw outputs, under the names that decoding reads."""
     graph = entered(model, entry, preprocessing, opset, free=free)

@@ -33,7 +33,9 @@ def build(options: Options, screen: Screen) -> str:
         loaded = load(options, stage.advance)
         if loaded.max_batch is not None:
             options = replace(options, max_batch=loaded.max_batch)
-        stage.result = ", ".join(filter(None, (loaded.source.reference, f"weights {loaded.source.weights}", loaded.note, loaded.batch_note)))
+        stage.result = ", ".join(
+            filter(None, (loaded.source.reference, f"weights {loaded.source.weights}", loaded.note, loaded.batch_note))
+        )
     for precision in options.precisions:
         loaded.task.agreement_limit(precision, options)  # an option out of range is told before minutes of work
     samples = _samples(options, loaded, screen)

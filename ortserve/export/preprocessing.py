@@ -51,8 +51,12 @@ def decide(
 
 
 def decide_detector(
-    options: Options, *, size: tuple[int, int] | None = None, mode: Literal["letterbox", "stretch"] = "letterbox",
-    mean: Triple | None = None, std: Triple | None = None,
+    options: Options,
+    *,
+    size: tuple[int, int] | None = None,
+    mode: Literal["letterbox", "stretch"] = "letterbox",
+    mean: Triple | None = None,
+    std: Triple | None = None,
 ) -> Preprocessing:
     """As `decide`, for a detector: the whole picture stays in sight, since a box outside of a crop could not be found.
 

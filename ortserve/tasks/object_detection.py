@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ortserve import images, placement
+from ortserve import images, nms, placement
 from ortserve.errors import InferenceError, InvalidParameter, ModelError
-from ortserve.tasks import nms
 from ortserve.tasks.endpoint import Endpoint, Files
 from ortserve.tasks.parameters import fraction, named, refuse_unknown, whole_number
 from ortserve.tasks.row import Row
@@ -148,9 +147,7 @@ class ObjectDetection:
         if self._detection.nms == "none":
             kept = np.argsort(-scores, kind="stable")[: parameters.max_detections]
         else:
-            kept = nms.suppress(
-                boxes, scores, classes, iou_threshold=np.float32(parameters.iou_threshold), most=parameters.max_detections
-            )
+            kept = nms.suppress(boxes, scores, classes, iou_threshold=np.float32(parameters.iou_threshold), most=parameters.max_detections)
         return np.concatenate([boxes[kept], scores[kept, np.newaxis], classes[kept, np.newaxis].astype(np.float32)], axis=1)
 
 
