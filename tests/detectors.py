@@ -73,15 +73,17 @@ def constant_detector(path: Path, raw: list[NDArray[np.float32]], size: tuple[in
         "fixed": "out{0} = Reshape(plain{0}, shape{0})",
         "stubborn": "flat{0} = Squeeze(plain{0}, first)\nout{0} = Unsqueeze(flat{0}, first)",
     }[batch]
-    nodes = ["level = ReduceMean<axes=[2,3], keepdims=0>(picture)", "column = ReduceMean<axes=[1], keepdims=1>(level)"]
-    nodes += ["third = Unsqueeze(column, last)", "nothing = Mul(third, zero)"]
-    nodes += [f"plain{index} = Add(nothing, raw{index})\n{end.format(index)}" for index in range(len(raw))]
+    nodes = ["level = GlobalAveragePool(picture)", "column = Reshape(level, rows)", "nothing = Mul(column, zero)"]
+    nodes += [
+        f"level{index} = ReduceSum(nothing, last)\nplain{index} = Add(level{index}, raw{index})\n{end.format(index)}"
+        for index in range(len(raw))
+    ]
     model = onnx.parser.parse_model(
         f'<ir_version: 8, opset_import: ["" : 17]> constant ({inputs}) => ({outputs}) <float zero = {{0}}> {{ {" ".join(nodes)} }}'
     )
     constants = {f"raw{index}": part for index, part in enumerate(raw)}
     constants |= {f"shape{index}": np.array(part.shape, np.int64) for index, part in enumerate(raw) if batch == "fixed"}
-    constants |= {"last": np.array([2])} | ({"first": np.array([0])} if batch == "stubborn" else {})
+    constants |= {"rows": np.array([0, 1, 3]), "last": np.array([2])} | ({"first": np.array([0])} if batch == "stubborn" else {})
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     onnx.save(model, str(path))
     return path

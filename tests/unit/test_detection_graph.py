@@ -35,7 +35,9 @@ FORMS = {
 }
 
 
-def run(form: Form, raw: list[NDArray[np.float32]], inputs: Tensors, *, most: int = 50, per_class: int | None = None, opset: int = 17) -> Tensors:
+def run(
+    form: Form, raw: list[NDArray[np.float32]], inputs: Tensors, *, most: int = 50, per_class: int | None = None, opset: int = 17
+) -> Tensors:
     """What the graph answers to raw outputs under thresholds."""
     model = attach(echo(form, opset), Tail(form, SIDE, SIDE, True, most, per_class))
     onnx.checker.check_model(model, full_check=True)
@@ -92,7 +94,11 @@ def test_boxes_are_those_of_ultralytics_on_hundreds_of_outputs(tmp_path: Path) -
     """Same boxes, IoU over 0.99 and scores to 1e-3; some hundred rows, each case under thresholds of its own."""
     random = np.random.default_rng(2)
     forms = [Form(layout="yolov8", boxes=boxes, classes=classes) for boxes in (200, 700) for classes in (1, 5, 80)]
-    cases = [(form, random_raw(random, form, 10), score, iou) for form in forms for score, iou in ((0.05, 0.45), (0.25, 0.7), (0.4, 0.5), (0.001, 0.6))]
+    cases = [
+        (form, random_raw(random, form, 10), score, iou)
+        for form in forms
+        for score, iou in ((0.05, 0.45), (0.25, 0.7), (0.4, 0.5), (0.001, 0.6))
+    ]
     want = reference.ultralytics_suppression(
         [raw[0] for _, raw, _, _ in cases], [(score, iou, 300, form.classes) for form, _, score, iou in cases], tmp_path
     )

@@ -18,9 +18,7 @@ SIZES = [(640, 480), (480, 640), (1, 1), (1, 300), (300, 1), (641, 479), (1999, 
 
 
 def letterbox(height: int = 64, width: int = 96) -> Preprocessing:
-    return Preprocessing(
-        mode="letterbox", height=height, width=width, antialias=False, pad_value=114, mean=(0, 0, 0), std=(1, 1, 1)
-    )
+    return Preprocessing(mode="letterbox", height=height, width=width, antialias=False, pad_value=114, mean=(0, 0, 0), std=(1, 1, 1))
 
 
 def test_letterbox_is_ultralytics_to_within_one_level(tmp_path: Path) -> None:
