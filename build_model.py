@@ -67,7 +67,7 @@ def main(
     std: Annotated[Triple | None, typer.Option(help="As --mean.  [detectors: 1]")] = None,
     resize_mode: Annotated[
         ResizeMode | None,
-        typer.Option(help="crop the centre, stretch, pad to fit, or letterbox (YOLO's pad).  [default: crop; detectors letterbox]"),
+        typer.Option(help="crop the centre, stretch, pad or letterbox to fit.  [default: crop; detectors letterbox]"),
     ] = None,
     channel_order: Annotated[
         ChannelOrder | None, typer.Option(help="bgr for models fed by OpenCV. --mean and --std stay RGB.  [default: rgb]")

@@ -146,9 +146,9 @@ def preprocess(image: Image.Image, how: Preprocessing) -> NDArray[np.uint8]:
     """An RGB picture as `uint8[height, width, 3]`, C-contiguous and read-only; the pixels are those of torchvision on PIL pictures.
 
     crop: `resize(image, resize_size)` then `center_crop(image, [height, width])`, with its roundings and its black border where the
-    picture is smaller than the crop. stretch: `resize(image, [height, width])`, or to a square of
-    `resize_size` and then `center_crop`. pad: `PIL.ImageOps.pad` with `pad_value`, except that a
-    side never vanishes. letterbox, and stretch without antialiasing: `ortserve.placement`. Raises ImageTooLarge for a crop of a picture whose sides differ more than `MAX_ASPECT` times.
+    picture is smaller than the crop. stretch: `resize(image, [height, width])`, or to a square of `resize_size` and then `center_crop`.
+    pad: `PIL.ImageOps.pad` with `pad_value`, except that a side never vanishes. letterbox, and stretch without antialiasing: see
+    `ortserve.placement`. Raises ImageTooLarge for a crop of a picture whose sides differ more than `MAX_ASPECT` times.
     """
     if how.mode == "letterbox" or not how.antialias:
         return lay(image, place(image.size, how), how)

@@ -42,8 +42,8 @@ class Preprocessing(_Facts):
     """How a decoded RGB picture becomes `uint8[height, width, 3]`; equals torchvision's reference transform on PIL pictures.
 
     `crop`: the shorter side is resized to `resize_size`, then the centre `height` x `width` is cut (torchvision's `ImageClassification`).
-    `stretch`: resized to `height` x `width`, whatever the aspect; with a `resize_size`, to a square of that and then cut. `pad`: resized to fit inside, centred, the rest is `pad_value`.
-    `letterbox`: as `pad`, with Ultralytics' roundings.
+    `stretch`: resized to `height` x `width`, whatever the aspect; with a `resize_size`, to a square of that and then cut.
+    `pad`: resized to fit inside, centred, the rest is `pad_value`. `letterbox`: as `pad`, with Ultralytics' roundings.
     """
 
     mode: Literal["crop", "stretch", "pad", "letterbox"]

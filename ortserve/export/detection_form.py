@@ -96,7 +96,7 @@ def _layout(rows: int, columns: int, size: tuple[int, int], labels: int | None, 
         return "yolov8"
     if rows in grids and columns not in grids:
         return _boxes_first(rows, columns, labels, name, dense=True)
-    if labels is not None and (rows == 4 + labels) != (columns == 5 + labels):
+    if columns != 6 and labels is not None and (rows == 4 + labels) != (columns == 5 + labels):
         return "yolov8" if rows == 4 + labels else "yolov5"
     if columns > rows:
         return "yolov8"

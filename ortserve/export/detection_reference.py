@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ortserve import nms
 from ortserve.export.detection_form import Form
 from ortserve.export.detection_graph import Tail
 from ortserve.session import Tensors
-from ortserve.tasks import nms
 
 
 def decoded(raw: list[NDArray[np.float32]], tail: Tail) -> Tensors:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import timm.data
 import torch
-from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 
 from ortserve.errors import SourceError
 from ortserve.export.chatter import quiet
@@ -23,6 +23,7 @@ from ortserve.export.preprocessing import decide
 from ortserve.manifest import Preprocessing, Source, sha256_of
 
 PREFIX = "timm:"
+_data: Any = timm.data  # half typed
 
 
 def load(options: Options) -> Loaded:
@@ -31,7 +32,7 @@ def load(options: Options) -> Loaded:
     _check(name)
     labels = read_labels(options.labels)
     asked = options.weights or "DEFAULT"
-    model = _model(name, asked, labels, options.seed)
+    model: Any = _model(name, asked, labels, options.seed)
     digest = None
     if asked not in ("DEFAULT", "random"):
         path = Path(asked).expanduser()
@@ -39,13 +40,15 @@ def load(options: Options) -> Loaded:
             raise SourceError(f"--weights {asked}: for timm choose DEFAULT (as in {PREFIX}resnet18.a1_in1k), random, or a FILE")
         load_weights(model, path)
         digest = sha256_of(path)
-    if labels is None and (subset := infer_imagenet_subset(model)):
-        info = ImageNetInfo(subset)
+    if labels is None and (subset := _data.infer_imagenet_subset(model)):
+        info = _data.ImageNetInfo(subset)
         labels = tuple(info.index_to_description(index) for index in range(info.num_classes()))
     tag = (model.pretrained_cfg or {}).get("tag") or "DEFAULT"
     shown = {"random": f"random (seed {options.seed})", "DEFAULT": tag}.get(asked, Path(asked).name)
     source = Source(kind="timm", reference=name, weights=shown, weights_sha256=digest)
-    return from_module(model, model_name(name), labels, preprocessing(options, resolve_model_data_config(model), name), source, ("timm",))
+    return from_module(
+        model, model_name(name), labels, preprocessing(options, _data.resolve_model_data_config(model), name), source, ("timm",)
+    )
 
 
 def preprocessing(options: Options, config: dict[str, Any], name: str) -> Preprocessing:
@@ -84,7 +87,7 @@ def _model(name: str, asked: str, labels: tuple[str, ...] | None, seed: int) -> 
     """The model with timm's own weights, or with random ones, its head for the labels then."""
     pretrained = asked == "DEFAULT"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    sizes = {} if pretrained or labels is None else {"num_classes": len(labels)}
+    sizes: dict[str, Any] = {} if pretrained or labels is None else {"num_classes": len(labels)}
     try:
         with torch.random.fork_rng(devices=[]), quiet():
             torch.manual_seed(seed)

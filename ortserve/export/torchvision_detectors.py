@@ -65,7 +65,7 @@ class OneStage(nn.Module):
     anchors: torch.Tensor
     border: torch.Tensor
 
-    def __init__(self, model: nn.Module, height: int, width: int) -> None:
+    def __init__(self, model: Any, height: int, width: int) -> None:
         super().__init__()
         self.model: Any = model.eval()
         with torch.inference_mode():
@@ -85,7 +85,7 @@ class OneStage(nn.Module):
             scores = torch.sqrt(torch.sigmoid(logits) * torch.sigmoid(found["bbox_ctrness"]))
         else:
             scores = torch.sigmoid(logits)
-        anchors = self.anchors.unsqueeze(0).expand(rows, -1, -1)
+        anchors: torch.Tensor = self.anchors.unsqueeze(0).expand(rows, -1, -1)
         if isinstance(self.model, FCOS):
             corners = self.model.box_coder.decode(deltas, anchors)
         else:

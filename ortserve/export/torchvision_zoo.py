@@ -88,7 +88,9 @@ def _is_detector(name: str, options: Options) -> bool:
     known = [*known, *detectors]
     near = difflib.get_close_matches(name, known, n=3)
     hint = (
-        f"did you mean {' or '.join(near)}?" if near else f"expected one of torchvision's {len(known)} classifiers and detectors, as resnet50"
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else f"expected one of torchvision's {len(known)} classifiers and detectors, as resnet50"
     )
     raise SourceError(f"SOURCE {name!r} is not digits, FILE.py:FACTORY, a .onnx file or a torchvision model: {hint}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ def load(options: Options) -> Loaded:
     path = Path(options.source).expanduser()
     trained = path.suffix.lower() == ".pt"
     if options.weights not in (None, "random") or (trained and options.weights is not None):
-        raise SourceError(f"--weights {options.weights}: an Ultralytics .pt brings its weights, a .yaml has random ones: leave --weights out")
+        raise SourceError(
+            f"--weights {options.weights}: an Ultralytics .pt brings its weights, a .yaml has random ones: leave --weights out"
+        )
     model = _loaded(path, trained, options.seed)
     head = model.model[-1]
     head.export, head.format = True, "onnx"  # the decoded tensor alone, as for their own export
@@ -56,7 +59,7 @@ def load(options: Options) -> Loaded:
 def _loaded(path: Path, trained: bool, seed: int) -> Any:
     os.environ.update({name: os.environ.get(name, value) for name, value in _ALONE.items()})
     try:
-        import ultralytics
+        ultralytics: Any = import_module("ultralytics")
     except ImportError as error:
         raise SourceError(
             f"SOURCE {path.name} is Ultralytics' and needs their package, which is not here ({error}): pip install ultralytics "

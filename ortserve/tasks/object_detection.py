@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ortserve import images, placement
+from ortserve import images, nms, placement
 from ortserve.errors import InferenceError, InvalidParameter, ModelError
-from ortserve.tasks import nms
 from ortserve.tasks.endpoint import Endpoint, Files
 from ortserve.tasks.parameters import fraction, named, refuse_unknown, whole_number
 from ortserve.tasks.row import Row

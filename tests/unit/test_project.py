@@ -21,12 +21,12 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = ("uv", "serving", "build", "test", "cuda", "openvino", "cpu")
 
-TORCH_SIDE = {"onnx", "onnxscript", "onnxsim", "safetensors", "sklearn", "torch", "torchvision"}
+TORCH_SIDE = {"onnx", "onnxscript", "onnxsim", "safetensors", "sklearn", "timm", "torch", "torchvision", "ultralytics"}
 BENTOML = {"bentoml", "_bentoml_impl", "_bentoml_sdk"}
 HTTP = {"starlette", "uvicorn", "python_multipart"} | BENTOML
 
 # The ground floor: imported by everything, imports nothing above it.
-FOUNDATION = {"errors", "manifest", "profile", "cpus", "images", "image_headers"}
+FOUNDATION = {"errors", "manifest", "profile", "cpus", "images", "image_headers", "nms", "placement"}
 # Runs models and knows no HTTP.
 ENGINE = {"session", "batching", "batch", "fair_queue", "slots"}
 # What belongs to HTTP and BentoML: nothing of the foundation, the engine or the build may import it.

@@ -125,7 +125,9 @@ class ObjectDetection:
     def _compare_sorted(self, have: Tensors, want: Tensors, score_limit: float) -> dict[str, Difference]:
         rows = len(want["scores"])
         pairs = list(zip(self._answered(have), self._answered(want), strict=True))
-        lost = [1.0 - 2 * _matches(ours, theirs) / max(1, len(ours) + len(theirs)) if len(ours) + len(theirs) else 0.0 for ours, theirs in pairs]
+        lost = [
+            1.0 - 2 * _matches(ours, theirs) / max(1, len(ours) + len(theirs)) if len(ours) + len(theirs) else 0.0 for ours, theirs in pairs
+        ]
         shares = np.ones((rows, 1)) - np.array(lost).reshape(rows, 1)
         return {
             "scores": difference(np.sort(have["scores"]), np.sort(want["scores"]), scale=1.0, limit=score_limit),

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def suppress(
-    boxes: NDArray[np.float32], scores: NDArray[np.float32], classes: NDArray[np.int64], *, iou_threshold: float, most: int
+    boxes: NDArray[np.float32], scores: NDArray[np.float32], classes: NDArray[np.int64], *, iou_threshold: float | np.float32, most: int
 ) -> NDArray[np.intp]:
     """Indices of at most `most` boxes that stay, best score first, equals by index.
 
@@ -35,7 +35,8 @@ def _iou(box: NDArray[Any], area: Any, others: NDArray[Any], areas: NDArray[Any]
     sides = np.maximum(high - low, 0)
     shared = sides[:, 0] * sides[:, 1]
     union = area + areas - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=(union > 0) & (area > 0) & (areas > 0))
+    overlap: NDArray[Any] = np.divide(shared, union, out=np.zeros_like(shared), where=(union > 0) & (area > 0) & (areas > 0))
+    return overlap
 
 
 def candidates(
@@ -43,7 +44,7 @@ def candidates(
     scores: NDArray[np.float32],
     classes: NDArray[np.int64] | None,
     *,
-    score_threshold: float,
+    score_threshold: float | np.float32,
     wanted: NDArray[np.bool_],
     per_class: int | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
