@@ -179,9 +179,7 @@ class Batcher:
         now = time.monotonic()
         assert self._loop is not None  # bound when the ticket was admitted
         done: asyncio.Future[None] = self._loop.create_future()
-        request = Request(
-            inputs, ticket.rows, ticket.deadline, now, kind, done, self._settings.max_batch_size, self._ragged, length, bound
-        )
+        request = Request(inputs, ticket.rows, ticket.deadline, now, kind, done, self._settings.max_batch_size, self._ragged, length, bound)
         ticket._request = request
         self._queue.append(request)
         if not self._pump_scheduled and self._in_flight < self._settings.max_in_flight:

@@ -85,9 +85,7 @@ CATALOGUE: tuple[Entry, ...] = (
     ),
     Entry("ortserve_batch_size_rows", "histogram", ("model",), "rows", "Rows in a batch when it starts.", buckets=_ROWS),
     Entry("ortserve_batch_limit_rows", "gauge", ("model",), "rows", "The most rows a batch may have.", "livemax"),
-    Entry(
-        "ortserve_tokens_total", "counter", ("model",), "tokens", "Tokens of texts that went to the session, padding not among them."
-    ),
+    Entry("ortserve_tokens_total", "counter", ("model",), "tokens", "Tokens of texts that went to the session, padding not among them."),
     Entry(
         "ortserve_padding_tokens_total",
         "counter",

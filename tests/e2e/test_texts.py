@@ -127,6 +127,8 @@ def test_the_stock_openai_client_works(embedder: Server, wanted: NDArray[np.floa
     assert farthest([answer.data[0].embedding for answer in asyncio.run(several())], wanted[:8]) < 1e-4
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.usefixtures("left_to_the_garbage_collector")
 def test_bentomls_own_client_works(embedder: Server, wanted: NDArray[np.float32]) -> None:
     with bentoml.SyncHTTPClient(embedder.base_url) as client:
         assert farthest(client.embed(inputs=TEXTS[:2], truncate=False)["embeddings"], wanted[:2]) < 1e-4
@@ -176,7 +178,7 @@ def test_a_cut_text_answers_as_its_beginning_does(client: httpx.Client) -> None:
 
 
 def test_a_long_text_does_not_hold_up_the_probes(client: httpx.Client, embedder: Server) -> None:
-    body = json.dumps({"inputs": ["漢" * 32_000] * 20, "truncate": True}).encode()
+    body = json.dumps({"inputs": ["漢" * 32_000] * 20, "truncate": True}, ensure_ascii=False).encode()
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(client.post, "/embed", content=body, headers={"Content-Type": "application/json"})
         waits = []
@@ -188,6 +190,8 @@ def test_a_long_text_does_not_hold_up_the_probes(client: httpx.Client, embedder:
     assert len(waits) > 5
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.usefixtures("left_to_the_garbage_collector")
 def test_classes_equal_pytorch(texts_home: Path) -> None:
     import torch
     from transformers import BertForSequenceClassification, PreTrainedTokenizerFast

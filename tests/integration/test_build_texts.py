@@ -75,7 +75,15 @@ def test_mistakes_end_in_one_line(texts_home: Path, tmp_path: Path, arguments: t
 def test_a_directory_of_texts_for_a_classifier_that_answers_one_class_measures_nothing(texts_home: Path, tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "same.txt").write_text("good\n" * 200)
-    command = [sys.executable, "build_model.py", f"hf:{texts_home / 'mood'}", "--precision", "int8", "--calibration", str(tmp_path / "texts")]
+    command = [
+        sys.executable,
+        "build_model.py",
+        f"hf:{texts_home / 'mood'}",
+        "--precision",
+        "int8",
+        "--calibration",
+        str(tmp_path / "texts"),
+    ]
     done = subprocess.run(command, cwd=ROOT, env=bentoml_environment(tmp_path), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert "200 texts in 1 classes" in done.stderr

@@ -154,9 +154,7 @@ def test_an_answer_has_every_component_and_the_tokens(embedder: FeatureExtractio
     vector = np.array([[0.1, -0.5, 1e-8, 1]], np.float32)
     values = [embedder.postprocess({"embedding": vector}, Row({}, tokens), parameters) for tokens in (3, 4)]
     rendered = to_json(embedder.endpoints[0].render("words", "1", values))
-    assert rendered == (
-        b'{"model":"words","version":"1","embeddings":[[0.1,-0.5,1e-8,1.0],[0.1,-0.5,1e-8,1.0]],"usage":{"tokens":7}}'
-    )
+    assert rendered == (b'{"model":"words","version":"1","embeddings":[[0.1,-0.5,1e-8,1.0],[0.1,-0.5,1e-8,1.0]],"usage":{"tokens":7}}')
 
 
 def test_an_embedding_that_is_no_numbers_is_no_answer(embedder: FeatureExtraction) -> None:

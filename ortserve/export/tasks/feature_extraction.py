@@ -90,9 +90,7 @@ class FeatureExtraction:
         """Spearman's rho of the cosine similarities of all pairs of texts: whether a search would list them in the same order."""
         limit = self.agreement_limit(precision, options)
         value = spearman(similarities(have["embedding"]), similarities(want["embedding"]))
-        return Agreement(
-            measure=self.measure, value=value, limit=limit, samples=len(want["embedding"]), passed=value >= limit, note=note
-        )
+        return Agreement(measure=self.measure, value=value, limit=limit, samples=len(want["embedding"]), passed=value >= limit, note=note)
 
     def agreement_limit(self, precision: Precision, options: Options) -> float:
         """The least rho that passes."""

@@ -83,7 +83,9 @@ def _modules(file: Path) -> list[dict[str, str]]:
         modules = json.loads(file.read_bytes())
         return [{"type": str(module["type"]), "path": str(module.get("path", ""))} for module in modules]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"modules.json is not as sentence-transformers writes it ({type(error).__name__}): copy the directory again") from error
+        raise SourceError(
+            f"modules.json is not as sentence-transformers writes it ({type(error).__name__}): copy the directory again"
+        ) from error
 
 
 def _inside(text: str) -> PurePosixPath:
@@ -99,6 +101,8 @@ def _pooling(file: Path) -> Pooling:
     named = config.get("pooling_mode", [name for switch, name in _SWITCHES.items() if config.get(switch)])
     modes = [named] if isinstance(named, str) else list(named)
     if len(modes) != 1 or modes[0] not in get_args(Pooling):
-        raise SourceError(f"{file.parent.name} pools by {' and '.join(map(str, modes)) or 'nothing'}: expected one of {', '.join(get_args(Pooling))}")
+        raise SourceError(
+            f"{file.parent.name} pools by {' and '.join(map(str, modes)) or 'nothing'}: expected one of {', '.join(get_args(Pooling))}"
+        )
     pooling: Pooling = modes[0]
     return pooling

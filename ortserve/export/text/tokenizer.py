@@ -33,7 +33,9 @@ def load(path: Path, config: Any, asked: int | None) -> tuple[Tokenizer, int]:
             tokenizer = Tokenizer.from_str(loaded.backend_tokenizer.to_str())
     except Exception as error:  # transformers and tokenizers raise anything
         reason = " ".join(str(error).split())[:160]
-        raise SourceError(f"{path.name} has no tokenizer that can be read ({reason}): expected tokenizer.json beside config.json") from error
+        raise SourceError(
+            f"{path.name} has no tokenizer that can be read ({reason}): expected tokenizer.json beside config.json"
+        ) from error
     if read_json(path / "sentence_bert_config.json").get("do_lower_case"):  # sentence-transformers lowers before it tokenises
         steps = [normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
         tokenizer.normalizer = normalizers.Sequence(steps)
