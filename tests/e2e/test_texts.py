@@ -25,7 +25,7 @@ pytestmark = pytest.mark.e2e
 
 TEXTS = [
     *SENTENCES.read_text(encoding="utf-8").splitlines(),
-    "naïve café, ＦＵＬＬ ｗｉｄｔｈ, 𝒻𝒶𝓃𝒸𝓎, e\u0301, ﬁne",
+    "naïve café, ＦＵＬＬ ｗｉｄｔｈ, 𝒻𝒶𝓃𝒸𝓎, e\u0301, ﬁne",  # noqa: RUF001  meant: one text in five scripts of letters
     "👩‍👩‍👧 family 🏳️‍🌈 and 🇩🇪 flags",
     "عربي ثم עברית ثم русский, ελληνικά, 日本語, 한국어, ไทย",
     "a",
