@@ -50,6 +50,10 @@ bench-quick: $(VENV)/.setup ## throughput over bare session.run, start-up and me
 	$(BIN)/python -m benchmarks.quick
 	$(BIN)/python -m benchmarks.overhead
 
+.PHONY: bench-text
+bench-text: $(VENV)/.setup ## sentences per second beside other embedding servers, which it installs, in some ten minutes on an idle machine
+	$(BIN)/python -m benchmarks.text
+
 .PHONY: lock
 lock: $(VENV)/.uv ## resolve requirements/*.in again into *.txt; LOCK_ARGS="--upgrade" or "--upgrade-package NAME"
 	@requirements/lock $(BIN)/uv $(LOCK_ARGS)
