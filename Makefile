@@ -52,6 +52,10 @@ bench-quick: $(VENV)/.setup ## throughput over bare session.run, start-up and me
 	$(BIN)/python -m benchmarks.quick
 	$(BIN)/python -m benchmarks.overhead
 
+.PHONY: bench-text
+bench-text: $(VENV)/.setup ## sentences per second beside other embedding servers, which it installs, in some ten minutes on an idle machine
+	$(BIN)/python -m benchmarks.text
+
 .PHONY: watch
 watch: $(VENV)/.setup ## the alert's way to a webhook and back, and the dashboard's picture, in some four minutes
 	@deploy/install-test-tools

@@ -1,6 +1,7 @@
 """A lean closed-loop HTTP/1.1 client: raw sockets, requests made beforehand, so that it costs the server's machine little.
 
-`python -m benchmarks.client PORT CONCURRENCY SECONDS PICTURE...` prints one line of JSON.
+`python -m benchmarks.client PORT PATH CONCURRENCY SECONDS FILE...` prints one line of JSON. A FILE ending in .json is a whole body,
+any other a picture.
 """
 
 from __future__ import annotations
@@ -14,6 +15,12 @@ from collections import Counter
 from pathlib import Path
 
 WARM_UP_S = 1.5
+
+
+def json_request(body: bytes, path: str) -> bytes:
+    """A whole POST request with that JSON as its body."""
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def request_for(picture: bytes, path: str) -> bytes:
@@ -48,9 +55,9 @@ async def caller(
     writer.close()
 
 
-async def closed_loop(port: int, path: str, concurrency: int, seconds: float, pictures: list[bytes]) -> dict[str, object]:
+async def closed_loop(port: int, path: str, concurrency: int, seconds: float, files: list[Path]) -> dict[str, object]:
     """Requests per second and latencies (ms) of `concurrency` callers over `seconds`, warm-up left out."""
-    requests = [request_for(picture, path) for picture in pictures]
+    requests = [(json_request if file.suffix == ".json" else request_for)(file.read_bytes(), path) for file in files]
     latencies: list[float] = []
     statuses: Counter[str] = Counter()
     begin = time.perf_counter()
@@ -72,6 +79,4 @@ async def closed_loop(port: int, path: str, concurrency: int, seconds: float, pi
 
 if __name__ == "__main__":
     port, path, concurrency, seconds, *names = sys.argv[1:]
-    print(
-        json.dumps(asyncio.run(closed_loop(int(port), path, int(concurrency), float(seconds), [Path(name).read_bytes() for name in names])))
-    )
+    print(json.dumps(asyncio.run(closed_loop(int(port), path, int(concurrency), float(seconds), [Path(name) for name in names]))))

@@ -43,7 +43,7 @@ class FairQueue:
         return rows
 
     def take(self, free_slots: int) -> list[Part]:
-        """The parts of the next batch, all of one kind: ceil(rows / free_slots) rows at most, and no more rows or tokens than a batch holds.
+        """The parts of the next batch, all of one kind: ceil(rows / free_slots) rows, and no more rows or tokens than it holds.
 
         The first request decides the kind; those of another kind are passed over and keep their place, so that none waits for ever.
         """

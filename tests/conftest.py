@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests.devices import why_no_gpu
-from tests.serving import DIGITS, Server, bentoml
+from tests.serving import DIGITS, Server, bentoml, build_model
 from tests.serving import free_port as find_free_port
+from tests.texts import minilm, tiny_classifier
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,6 +35,19 @@ def digits_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BENTOML_HOME whose store holds `digits`, imported from the committed package. For reading: every test of the run shares it."""
     home = tmp_path_factory.mktemp("digits_home")
     bentoml(home, "models", "import", str(DIGITS))
+    return home
+
+
+@pytest.fixture(scope="session")
+def texts_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BENTOML_HOME whose store holds `minilm`, which is all-MiniLM-L6-v2 in fp32 and int8, and `mood`, a tiny random classifier.
+
+    Both were built from the command line. For reading: every test of the run shares it.
+    """
+    home = tmp_path_factory.mktemp("texts_home")
+    tiny_classifier(home / "mood")
+    build_model(home, f"hf:{minilm()}", "--name", "minilm", "--version", "1", "--precision", "fp32,int8")
+    build_model(home, f"hf:{home / 'mood'}", "--version", "1", "--max-batch", "8")
     return home
 
 

@@ -49,6 +49,14 @@ def bentoml(home: Path, *arguments: str, cwd: Path = ROOT, timeout_s: float = 12
     return result.stdout
 
 
+def build_model(home: Path, *arguments: str) -> str:
+    """What `build_model.py ARGUMENTS` printed, on the store in `home`. Raises AssertionError with its output where it failed."""
+    command = [sys.executable, "build_model.py", *arguments]
+    result = subprocess.run(command, cwd=ROOT, env=bentoml_environment(home), capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, f"build_model.py {' '.join(arguments)} ended with {result.returncode}:\n{result.stdout}{result.stderr}"
+    return result.stdout
+
+
 def free_port() -> int:
     """A TCP port on 127.0.0.1 that nothing listens on."""
     with socket.socket() as probe:

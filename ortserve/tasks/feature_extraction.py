@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class OpenAIRequest(JsonRequest):
-    """What https://platform.openai.com/docs/api-reference/embeddings/create takes, and `truncate`. A model's own subclass checks its facts."""
+    """What OpenAI's `POST /v1/embeddings` takes, and `truncate`. A model's own subclass checks what only it knows."""
 
     model_config = ConfigDict(strict=True)
 

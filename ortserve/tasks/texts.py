@@ -97,6 +97,6 @@ class Texts:
         tokens = len(encoding)
         if tokens > self._max_tokens:
             raise InvalidParameter(
-                f"expected a text of at most {self._max_tokens} tokens, got {tokens}: shorten it, or send truncate: true to have its end cut"
+                f"expected a text of at most {self._max_tokens} tokens, got {tokens}: shorten it, or send truncate: true to cut its end"
             )
         return Row({name: np.array([getattr(encoding, _COLUMNS[name])], np.int64) for name in self._names}, context=tokens)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import hashlib
 import io
 import json
@@ -212,15 +211,8 @@ def test_a_batch_of_none(client: httpx.Client) -> None:
 # --- clients ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def _left_to_the_garbage_collector() -> Iterator[None]:
-    """BentoML 1.4.39's clients leave their folder behind for it: let that happen where its warning is ignored."""
-    yield
-    gc.collect()
-
-
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.usefixtures("_left_to_the_garbage_collector")
+@pytest.mark.usefixtures("left_to_the_garbage_collector")
 def test_bentomls_client(digits: Server) -> None:
     with bentoml.SyncHTTPClient(digits.base_url) as remote:
         one: Any = remote.classify(image=SEVEN, top_k=2)
@@ -232,7 +224,7 @@ def test_bentomls_client(digits: Server) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.usefixtures("_left_to_the_garbage_collector")
+@pytest.mark.usefixtures("left_to_the_garbage_collector")
 def test_bentomls_async_client(digits: Server) -> None:
     async def ask() -> list[str]:
         async with bentoml.AsyncHTTPClient(digits.base_url) as remote:

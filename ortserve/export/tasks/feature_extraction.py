@@ -107,8 +107,8 @@ def similarities(embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def spearman(have: NDArray[np.float64], want: NDArray[np.float64]) -> float:
     """Spearman's rank correlation of two lists without ties, -1 to 1."""
-    ranks = [np.argsort(np.argsort(values)) for values in (have, want)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    one, other = (np.argsort(np.argsort(values)).astype(np.float64) for values in (have, want))
+    return float(np.corrcoef(one, other)[0, 1])
 
 
 def _limits_for(precision: Precision, options: Options) -> Limits:

@@ -27,7 +27,7 @@ def text_probes(names: Sequence[str], max_tokens: int, vocabulary: int, max_batc
     """Random tokens: rows of unlike length at every batch size, a row of the fewest tokens, and one of the most."""
     random = np.random.default_rng(0)
     length = min(_TOKENS, max_tokens)
-    ragged = _rows(names, vocabulary, random.integers(2, length + 1, max_batch), length)
+    ragged = _rows(names, vocabulary, random.integers(2, length + 1, max_batch).tolist(), length)
     return [
         Probe("random tokens", ragged, batches_up_to(max_batch)),
         Probe("2 tokens", _rows(names, vocabulary, [2], 2), (1,)),

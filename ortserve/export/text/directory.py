@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path, PurePosixPath
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from ortserve.errors import SourceError
 from ortserve.export.options import Pooling
@@ -104,5 +104,4 @@ def _pooling(file: Path) -> Pooling:
         raise SourceError(
             f"{file.parent.name} pools by {' and '.join(map(str, modes)) or 'nothing'}: expected one of {', '.join(get_args(Pooling))}"
         )
-    pooling: Pooling = modes[0]
-    return pooling
+    return cast(Pooling, modes[0])

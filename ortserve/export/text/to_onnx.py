@@ -38,7 +38,7 @@ def export(module: Embedder | Classifier, opset: int | None) -> onnx.ModelProto:
     mask[1, _EXAMPLE_TOKENS // 2 :] = 0
     example = {"input_ids": mask * 5, "attention_mask": mask, "token_type_ids": torch.zeros_like(mask)}
     free = {name: {0: "batch", 1: "sequence"} for name in names} | {name: {0: "batch"} for name in module.outputs}
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()  # taken in place of a path, though not by its annotation
     model: Any = module.model
     before = model.config._attn_implementation
     try:
@@ -94,7 +94,7 @@ def fuse(graph: onnx.ModelProto, config: Any) -> onnx.ModelProto:
     attentions, layers = fused_operators(fused).get("Attention", 0), config.num_hidden_layers
     if config.model_type in FUSED_FAMILIES and attentions != layers:
         raise ExportError(
-            f"expected {layers} fused attentions in a {config.model_type}, one for each layer, got {attentions}: the exporter's graph is not "
-            "the one that ONNX Runtime's fusions know; use the locked torch, transformers and onnxruntime, or another --opset"
+            f"expected {layers} fused attentions in a {config.model_type}, one for each layer, got {attentions}: the exporter's graph is "
+            "not the one that ONNX Runtime's fusions know; use the locked torch, transformers and onnxruntime, or another --opset"
         )
     return stripped(fused)

@@ -1,0 +1,198 @@
+"""`make bench-text`: sentences per second of one embedder behind this service and behind others, same client, same texts, in turns.
+
+all-MiniLM-L6-v2; texts of 16 tokens, of 128, and mixed; one a request from 32 callers, and 32 a request from 4. Round by round, so that a
+drift of the machine hits all alike; medians and their spread are written to `benchmarks/results/text.json` and, for people, `text.md`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import typer
+from tokenizers import Tokenizer
+
+from benchmarks import embedders
+from benchmarks.quick import RESULTS, WORK, console, cpu_seconds, machine, run_json, summary, wait_until_idle
+from ortserve.export.tasks.feature_extraction import SENTENCES
+from tests.serving import Server, build_model
+from tests.texts import minilm
+
+LENGTHS = ("16", "128", "mixed")  # tokens, special ones included
+SHAPES = {"single": (1, 32), "many": (32, 4)}  # texts in a request, callers
+NAMES = {
+    "ours": "this service, fp32",
+    "ours_int8": "this service, int8",
+    "sentence_transformers": "sentence-transformers 6.2 behind FastAPI",
+    "infinity": "infinity-emb 0.0.78, torch",
+    "fastembed": "fastembed 0.9.1 (ONNX Runtime) behind FastAPI",
+}
+IN_PROCESS = "sentence-transformers 6.2 in process, no server"
+INT8 = "description: int8 first\nexecution:\n  - provider: CPUExecutionProvider\n    precision: [int8]\n    text_batching: {batching}\n"
+
+
+def main(rounds: int = 3, seconds: float = 2.5, write: bool = True) -> None:
+    """Measure and write. SECONDS is the time of each measurement, after 1.5 of warming up."""
+    home = built()
+    files = text_files()
+    for name in ("infinity", "sentence_transformers", "fastembed"):
+        embedders.environment(name)
+    idle = wait_until_idle()
+    runs: dict[str, list[dict[str, Any]]] = {}
+    with contextlib.ExitStack() as started:
+        model = {"ORTSERVE_MODEL": "minilm"}
+        servers: Mapping[str, Any] = {
+            "ours": Server(home, env=model),
+            "ours_int8": Server(home, env={**model, "ORTSERVE_PROFILE": str(int8_profile())}),
+            "sentence_transformers": embedders.sentence_transformers(),
+            "infinity": embedders.infinity(),
+            "fastembed": embedders.fastembed(),
+        }
+        for name, server in servers.items():
+            console.print(f"starting {name}")
+            started.enter_context(server)
+        for turn in range(rounds):
+            for length in LENGTHS:
+                console.print(f"round {turn + 1} of {rounds}: {length} tokens")
+                for shape, (texts, callers) in SHAPES.items():
+                    for name, server in servers.items():
+                        chosen = files["infinity" if name == "infinity" else "embed", shape, length]
+                        runs.setdefault(f"{name} {shape} {length}", []).append(load(server, callers, seconds, chosen, texts))
+                alone = run_json("benchmarks.in_process", seconds, *files["embed", "many", length])
+                runs.setdefault(f"in_process many {length}", []).append(alone)
+    result = {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine() | {"busy_before_ratio": idle},
+        "model": "all-MiniLM-L6-v2",
+        "rounds": rounds,
+        "seconds_each": seconds,
+        "runs": {name: totals(of_name) for name, of_name in runs.items()},
+        "over": {
+            name: {f"{shape} {length}": over(runs, name, shape, length) for shape in SHAPES for length in LENGTHS}
+            for name in NAMES
+            if name != "ours"
+        },
+    }
+    if write:
+        (RESULTS / "text.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        (RESULTS / "text.md").write_text(table(result), encoding="utf-8")
+    print(table(result))
+
+
+def built() -> Path:
+    """The BENTOML_HOME with the embedder in fp32 and int8, built where it is not there yet."""
+    home = WORK / "bentoml"
+    home.mkdir(parents=True, exist_ok=True)
+    if not (home / "models" / "minilm" / "latest").exists():
+        console.print("building all-MiniLM-L6-v2 once")
+        build_model(home, f"hf:{minilm()}", "--name", "minilm", "--precision", "fp32,int8")
+    return home
+
+
+def int8_profile() -> Path:
+    """The default profile's batching with int8 in place of fp32."""
+    from ortserve import profile
+
+    batching = profile.load("default").execution[-1].text_batching
+    assert batching is not None
+    path = WORK / "int8.yaml"
+    path.write_text(INT8.format(batching=batching.model_dump_json()), encoding="utf-8")
+    return path
+
+
+def text_files() -> dict[tuple[str, str, str], list[str]]:
+    """Bodies by who takes them, shape and length: sentences cut and joined to their number of tokens, none twice."""
+    tokenizer = Tokenizer.from_file(str(minilm() / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    words = [word for line in SENTENCES.read_text(encoding="utf-8").splitlines() if line.isascii() for word in line.split()]
+    chance = random.Random(0)
+    folder = WORK / "texts"
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[tuple[str, str, str], list[str]] = {}
+    for length in LENGTHS:
+        texts = [text_of(tokenizer, words, chance, int(length) if length != "mixed" else mixed(chance)) for _ in range(512)]
+        for shape, (size, _) in SHAPES.items():
+            for takes, body in (("embed", "inputs"), ("infinity", "input")):
+                paths = files[takes, shape, length] = []
+                for at in range(0, len(texts) if size > 1 else 128, size):
+                    path = folder / f"{takes}_{shape}_{length}_{at}.json"
+                    extra = {"model": "minilm"} if takes == "infinity" else {}
+                    path.write_text(json.dumps({body: texts[at : at + size], **extra}), encoding="utf-8")
+                    paths.append(str(path))
+    return files
+
+
+def mixed(chance: random.Random) -> int:
+    """A length as questions, sentences and paragraphs have it: most short, some of 200 tokens."""
+    return min(200, max(5, round(chance.lognormvariate(3.3, 0.9))))
+
+
+def text_of(tokenizer: Tokenizer, words: Sequence[str], chance: random.Random, tokens: int) -> str:
+    """Random words of `tokens` tokens."""
+    chosen: list[str] = []
+    while len(tokenizer.encode(" ".join(chosen))) < tokens:
+        chosen.append(chance.choice(words))
+    while len(tokenizer.encode(" ".join(chosen))) > tokens:
+        chosen.pop()
+    while len(tokenizer.encode(" ".join(chosen))) < tokens:
+        chosen.append("a")
+    return " ".join(chosen)
+
+
+def load(server: Any, callers: int, seconds: float, files: Sequence[str], texts: int) -> dict[str, Any]:
+    """A closed loop of `callers`; sentences per second, and the CPU seconds the server used for each."""
+    before = cpu_seconds(server)
+    run: dict[str, Any] = run_json("benchmarks.client", server.port, getattr(server, "path", "/embed"), callers, seconds, *files)
+    total = run["requests"] * texts * (seconds + 1.5) / seconds  # the warm-up's requests used CPU as well
+    used = (cpu_seconds(server) - before) / max(total, 1)
+    return run | {"sentences_per_s": run["requests_per_s"] * texts, "server_cpu_s_per_sentence": used}
+
+
+def totals(of_name: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Each figure of several runs by its median and spread; the answers that were no 200 counted."""
+    figures = [key for key in ("sentences_per_s", "p50_ms", "p99_ms", "server_cpu_s_per_sentence") if key in of_name[0]]
+    failed = sum(count for run in of_name for status, count in run.get("statuses", {}).items() if status != "200")
+    return {key: summary([run[key] for run in of_name]) for key in figures} | {"failed": failed}
+
+
+def over(runs: Mapping[str, Sequence[dict[str, Any]]], name: str, shape: str, length: str) -> dict[str, float]:
+    """Our fp32 sentences per second over another's, round by round."""
+    ours, theirs = (runs[f"{system} {shape} {length}"] for system in ("ours", name))
+    return summary([one["sentences_per_s"] / other["sentences_per_s"] for one, other in zip(ours, theirs, strict=True)])
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    heads = [f"{length} tokens" if length != "mixed" else "mixed" for length in LENGTHS]
+    lines = [
+        f"Measured {result['measured_at'][:10]} on {result['machine']['cpus']} CPUs ({result['machine']['cpu']}), {result['model']}, medians of "
+        f"{result['rounds']} rounds of {result['seconds_each']:g} s in turns (lowest to highest); the client shares the CPUs. Sentences per second:",
+        "",
+        f"| one text a request, 32 callers | {' | '.join(heads)} | p99 ms, mixed | failed |",
+        "|---|---|---|---|---|---|",
+        *(_row(result, name, "single", shown) for name, shown in NAMES.items()),
+        "",
+        f"| 32 texts a request, 4 callers | {' | '.join(heads)} | p99 ms, mixed | failed |",
+        "|---|---|---|---|---|---|",
+        *(_row(result, name, "many", shown) for name, shown in NAMES.items()),
+        _row(result, "in_process", "many", IN_PROCESS),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(result: dict[str, Any], name: str, shape: str, shown: str) -> str:
+    runs = [result["runs"][f"{name} {shape} {length}"] for length in LENGTHS]
+    rates = [run["sentences_per_s"] for run in runs]
+    cells = [f"{rate['median']:.0f} ({rate['min']:.0f} to {rate['max']:.0f})" for rate in rates]
+    p99 = f"{runs[-1]['p99_ms']['median']:.0f}" if "p99_ms" in runs[-1] else "-"
+    return f"| {shown} | {' | '.join(cells)} | {p99} | {sum(run['failed'] for run in runs)} |"
+
+
+if __name__ == "__main__":
+    typer.run(main)
