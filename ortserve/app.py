@@ -17,9 +17,18 @@ from ortserve.readiness import Readiness
 class AppFactory(ServiceAppFactory):
     """BentoML's application without its middlewares, whose work the edge and the batcher do, and with our readiness."""
 
-    def __init__(self, service: Service[Any], ready: Readiness, close: Callable[[], Awaitable[None]], *, is_main: bool) -> None:
+    def __init__(
+        self,
+        service: Service[Any],
+        ready: Readiness,
+        start: Callable[[], Awaitable[None]],
+        close: Callable[[], Awaitable[None]],
+        *,
+        is_main: bool,
+    ) -> None:
         super().__init__(service, is_main=is_main, enable_metrics=False)
         self._ready = ready
+        self._start = start
         self._close = close
 
     @property
@@ -31,6 +40,7 @@ class AppFactory(ServiceAppFactory):
     async def lifespan(self, app: Starlette) -> AsyncGenerator[None, None]:
         """Ready once BentoML's own start is done; on the way out nothing new, then everything admitted answered."""
         async with super().lifespan(app):
+            await self._start()
             self._ready.mark()
             yield
             self._ready.unmark()
