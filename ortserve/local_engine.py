@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import onnxruntime as ort
 
+from ortserve import refusals
 from ortserve.batching import Batcher, Observer, Ticket
 from ortserve.cpus import available_cpus
 from ortserve.errors import ModelError
@@ -130,6 +131,8 @@ class LocalEngine:
 
     def admit(self, rows: int, *, deadline: float) -> Sequence[Ticket]:
         """As `Engine.admit`."""
+        if rows > (limit := self.batching.max_queue_size):
+            raise refusals.too_many(rows, limit)
         with ExitStack() as places:
             tickets = [places.enter_context(self._batcher.admit(1, deadline=deadline)) for _ in range(rows)]
             places.pop_all()  # all have a place: they are the caller's

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ortserve.cpus import available_cpus
 from ortserve.engine import Engine, Place
-from ortserve.errors import PayloadTooLarge, QueueFull, RequestError, ServingError
+from ortserve.errors import QueueFull, RequestError, ServingError
 from ortserve.manifest import Manifest
 from ortserve.profile import Profile
 from ortserve.tasks import Task
@@ -80,8 +80,6 @@ class ServedModel:
 
         Raises QueueFull where not all of them have a place, PayloadTooLarge where they never can: none is computed then.
         """
-        if len(payloads) > (limit := self.engine.batching.max_queue_size):
-            raise PayloadTooLarge(f"expected at most {limit} in one request, got {len(payloads)}: send several requests")
         deadline = time.monotonic() + self._timeout_s
         with ExitStack() as places:
             with self._counting_refusals():

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from ortserve.errors import DeadlineExceeded, QueueFull, RunnerUnavailable, ShuttingDown
+from ortserve.errors import DeadlineExceeded, PayloadTooLarge, QueueFull, RunnerUnavailable, ShuttingDown
 
 
 def queue_full(rows: int, limit: int, waiting: int, drain_s: float) -> QueueFull:
     """The queue of `limit` rows has no room for `rows` more; it needs `drain_s` seconds to drain."""
     message = f"expected room for {rows} of {limit} rows, {waiting} wait already: send it again later"
     return QueueFull(message, retry_after_s=drain_s)
+
+
+def too_many(rows: int, limit: int) -> PayloadTooLarge:
+    """The queue of `limit` rows never has room for so many."""
+    return PayloadTooLarge(f"expected at most {limit} in one request, got {rows}: send several requests")
 
 
 def late() -> DeadlineExceeded:

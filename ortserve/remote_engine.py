@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ortserve import frames, refusals
-from ortserve.errors import FrameError, OrtServeError, PayloadTooLarge
+from ortserve.errors import FrameError, OrtServeError
 from ortserve.profile import Batching
 from ortserve.runner_stream import CONNECT_S, Address, RunnerStream
 
@@ -29,7 +29,7 @@ FIRST_PAUSE_S = 0.05  # before the second attempt to reach the runner; each is t
 LONGEST_PAUSE_S = 1.0  # a runner that is back is found within about a second
 SAID_EVERY_S = 10.0  # how often a start says that it still waits
 CLOSE_S = 1.0  # for what was put to be sent before this process ends
-# What the runner said of its queue is believed this long: a batch on a GPU ends sooner, and older news of a full queue would refuse in vain.
+# What is known of the runner's queue is believed this long: a batch on a GPU ends sooner, older news of a full queue would refuse in vain.
 FRESH_S = 0.05
 
 
@@ -94,7 +94,7 @@ class _Link:
         self._places: dict[int, RemotePlace] = {}
         self._next = 1
         self._told_rows, self._told_drain_s, self._told_at = 0, 1.0, -FRESH_S
-        self._since = 0  # rows reserved since the runner told how many wait, and not left
+        self._since, self._since_at = 0, -FRESH_S  # rows reserved since the runner told how many wait, and not left; when the first of them
 
     @classmethod
     async def open(cls, address: Address) -> _Link:
@@ -113,8 +113,10 @@ class _Link:
         return link
 
     def waiting(self) -> int:
-        """Rows that wait at the runner, as far as is known here: too few rather than too many."""
-        return self._since + (self._told_rows if time.monotonic() - self._told_at < FRESH_S else 0)
+        """Rows that wait at the runner, as far as is known here: rather too few than too many, since the runner looks again."""
+        now = time.monotonic()
+        told = self._told_rows if now - self._told_at < FRESH_S else 0
+        return told + (self._since if now - self._since_at < FRESH_S else 0)
 
     @property
     def drain_s(self) -> float:
@@ -127,6 +129,9 @@ class _Link:
         self.send(frames.Reserve(first, rows, deadline - time.monotonic()))
         places = [RemotePlace(self, number, deadline) for number in range(first, first + rows)]
         self._places.update(zip(range(first, first + rows), places, strict=True))
+        now = time.monotonic()
+        if not self._since or now - self._since_at >= FRESH_S:  # older ones have started, or the runner says it soon
+            self._since, self._since_at = 0, now
         self._since += rows
         self.idle.clear()
         return places
@@ -253,7 +258,7 @@ class RemoteEngine:
         if rows == 0:
             return []
         if rows > limit:
-            raise PayloadTooLarge(f"expected at most {limit} rows in one request, got {rows}: send fewer at a time")
+            raise refusals.too_many(rows, limit)
         if (link := self._link) is None or link.lost:
             raise refusals.no_runner()
         if (waiting := link.waiting()) + rows > limit:

@@ -89,8 +89,8 @@ class RunnerStream(asyncio.Protocol):
             self._transport.writelines([b"%x\r\n" % sum(map(len, pieces)), *pieces, b"\r\n"])
 
     def _fail(self, why: str) -> None:
-        self._why = why
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._why = why
             self._transport.abort()
 
     def _listen(self) -> None:
