@@ -50,6 +50,12 @@ bench-quick: $(VENV)/.setup ## throughput over bare session.run, start-up and me
 	$(BIN)/python -m benchmarks.quick
 	$(BIN)/python -m benchmarks.overhead
 
+.PHONY: watch
+watch: $(VENV)/.setup ## the alert's way to a webhook and back, and the dashboard's picture, in some four minutes
+	@deploy/install-test-tools
+	$(BIN)/python -m benchmarks.watch
+	$(BIN)/python -m benchmarks.publish
+
 .PHONY: lock
 lock: $(VENV)/.uv ## resolve requirements/*.in again into *.txt; LOCK_ARGS="--upgrade" or "--upgrade-package NAME"
 	@requirements/lock $(BIN)/uv $(LOCK_ARGS)

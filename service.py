@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 import bentoml
 from bentoml.validators import ContentType
 from pydantic import Field
 
 from ortserve.bento import exit_with_one_line, wanted_model
-from ortserve.schemas import BatchClassification, Classification
+from ortserve.schemas import (
+    BatchClassification,
+    BatchDetection,
+    Classification,
+    Detection,
+    Embeddings,
+    OpenAIEmbeddings,
+    TextClassifications,
+)
 from ortserve.services import RUNNER, OrtRunner, OrtService
 from ortserve.startup import profile_from_environment, resources
 
@@ -20,6 +28,16 @@ with exit_with_one_line():
 
 Picture = Annotated[Path, ContentType("image/*")]
 TopK = Annotated[int | None, Field(description="How many predictions, best first: 1 to the number of classes.", ge=1)]
+OneText = Annotated[str, Field(min_length=1)]
+Inputs = Annotated[OneText | list[OneText], Field(description="One text or many.")]
+Truncate = Annotated[bool, Field(description="Cut a text longer than the model takes; it is refused else.")]
+
+ScoreThreshold = Annotated[float | None, Field(description="A box must score more than this, 0 to 1. 0.25 where not given.", ge=0, le=1)]
+IouThreshold = Annotated[
+    float | None, Field(description="Of two boxes of a class that overlap more than this, the better one is answered. 0.7.", ge=0, le=1)
+]
+MaxDetections = Annotated[int | None, Field(description="How many objects at most, best first: 1 to the model's own limit.", ge=1)]
+Classes = Annotated[str | None, Field(description="Only these classes: labels or numbers, separated by commas.")]
 
 
 @bentoml.service(name=RUNNER, service_class=OrtRunner, workers=1, resources=resources(profile))
@@ -65,3 +83,55 @@ class ModelService:
     async def classify_batch(self, images: list[Picture], top_k: TopK = None) -> BatchClassification:
         """Classify many pictures: an answer or an error for each, in the order they were sent."""
         return BatchClassification.model_validate(await self.bento_service.call("/classify_batch", images=images, top_k=top_k))
+
+    @bentoml.api
+    async def detect(
+        self,
+        image: Picture,
+        score_threshold: ScoreThreshold = None,
+        iou_threshold: IouThreshold = None,
+        max_detections: MaxDetections = None,
+        classes: Classes = None,
+    ) -> Detection:
+        """Find the objects on one picture: a file in the form field `image`, or its bytes as the body with Content-Type: image/*."""
+        fields = {"score_threshold": score_threshold, "iou_threshold": iou_threshold, "max_detections": max_detections, "classes": classes}
+        return Detection.model_validate(await self.bento_service.call("/detect", image=image, **fields))
+
+    @bentoml.api
+    async def detect_batch(
+        self,
+        images: list[Picture],
+        score_threshold: ScoreThreshold = None,
+        iou_threshold: IouThreshold = None,
+        max_detections: MaxDetections = None,
+        classes: Classes = None,
+    ) -> BatchDetection:
+        """Find the objects on many pictures: an answer or an error for each, in the order they were sent."""
+        fields = {"score_threshold": score_threshold, "iou_threshold": iou_threshold, "max_detections": max_detections, "classes": classes}
+        return BatchDetection.model_validate(await self.bento_service.call("/detect_batch", images=images, **fields))
+
+    @bentoml.api
+    async def embed(self, inputs: Inputs, truncate: Truncate = False) -> Embeddings:
+        """Embed one text or many."""
+        return Embeddings.model_validate(await self.bento_service.call("/embed", inputs=inputs, truncate=truncate))
+
+    @bentoml.api(route="/v1/embeddings")
+    async def openai_embeddings(
+        self,
+        input: Inputs,
+        model: Annotated[str, Field(description="The served model's name.")],
+        encoding_format: Literal["float", "base64"] = "float",
+        dimensions: Annotated[int | None, Field(description="The model's own, or nothing: no embedding is cut.")] = None,
+        user: Annotated[str | None, Field(description="Taken and not looked at.")] = None,
+        truncate: Truncate = False,
+    ) -> OpenAIEmbeddings:
+        """Embed one text or many, in the shape of OpenAI's API: its clients work with this service's address and /v1."""
+        fields = {"encoding_format": encoding_format, "dimensions": dimensions, "user": user, "truncate": truncate}
+        answer = await self.bento_service.call("/v1/embeddings", input=input, model=model, **fields)
+        return OpenAIEmbeddings.model_validate(answer)
+
+    @bentoml.api
+    async def classify_text(self, inputs: Inputs, top_k: TopK = None, truncate: Truncate = False) -> TextClassifications:
+        """Classify one text or many."""
+        answer = await self.bento_service.call("/classify_text", inputs=inputs, top_k=top_k, truncate=truncate)
+        return TextClassifications.model_validate(answer)

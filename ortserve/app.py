@@ -11,6 +11,8 @@ from _bentoml_sdk.service import Service
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
+from ortserve.drain import Drain
+from ortserve.liveness import Liveness
 from ortserve.readiness import Readiness
 
 
@@ -21,6 +23,8 @@ class AppFactory(ServiceAppFactory):
         self,
         service: Service[Any],
         ready: Readiness,
+        liveness: Liveness,
+        drain: Drain,
         start: Callable[[], Awaitable[None]],
         close: Callable[[], Awaitable[None]],
         *,
@@ -28,6 +32,8 @@ class AppFactory(ServiceAppFactory):
     ) -> None:
         super().__init__(service, is_main=is_main, enable_metrics=False)
         self._ready = ready
+        self._liveness = liveness
+        self._drain = drain
         self._start = start
         self._close = close
 
@@ -41,7 +47,9 @@ class AppFactory(ServiceAppFactory):
         """Ready once BentoML's own start is done; on the way out nothing new, then everything admitted answered."""
         async with super().lifespan(app):
             await self._start()
+            self._drain.arm()
             self._ready.mark()
             yield
             self._ready.unmark()
             await self._close()
+        self._liveness.leave()

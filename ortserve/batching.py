@@ -5,6 +5,7 @@
 - Work-conserving: a free slot and a non-empty queue start a batch in the same turn of the event loop. While all slots are busy the
   queue grows and with it the next batch; that is the whole adaptation. `max_queue_delay_ms` may wait for more rows.
 - Bounded: a place in the queue is held from `admit`, before anything is decoded, until the row starts; refusing is cheap.
+- Rows of texts are ragged: those of like length (one bucket) go together, padded to the longest of them; the padding is told.
 - A batch that fails is run again, each request apart, so that a poisoned one fails alone. Apart and not by halves: it computes every row
   once more however many are bad, halving computes each twice.
 
@@ -17,12 +18,12 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import Literal, Protocol
 
 from ortserve import refusals
-from ortserve.batch import Batch, Part, Request, kind_of
+from ortserve.batch import Batch, Part, Request, kind_of, lengths
 from ortserve.errors import InferenceError, OrtServeError, PayloadTooLarge, RequestError
 from ortserve.fair_queue import FairQueue
 from ortserve.profile import Batching
@@ -42,6 +43,9 @@ class Observer(Protocol):
 
     def batch_started(self, rows: int, in_flight: int, queue_s: Sequence[float]) -> None:
         """A batch of `rows` started; one time from `infer` to here for each part in it, none where a failed batch runs again."""
+
+    def batch_padded(self, tokens: int, padding_tokens: int) -> None:
+        """A batch of ragged rows started: what of it are the rows' own tokens, and what was put behind them."""
 
     def batch_finished(self, rows: int, in_flight: int, inference_s: float) -> None:
         """A batch ended, well or not, after `inference_s` in the session."""
@@ -92,14 +96,16 @@ class Ticket:
 class Batcher:
     """Gathers requests into batches for `runs`. Needs no event loop to be made; then belongs to the one that admits first."""
 
-    def __init__(self, runs: Runs, settings: Batching, *, observer: Observer | None = None) -> None:
+    def __init__(self, runs: Runs, settings: Batching, *, ragged: Collection[str] = (), observer: Observer | None = None) -> None:
+        """`ragged` names the inputs of `runs` whose second dimension is free: their rows are padded to stack."""
         self._runs = runs
         self._settings = settings
+        self._ragged = frozenset(ragged)
         self._observer = observer
         self._loop: asyncio.AbstractEventLoop | None = None
         self._slots: Slots | None = None
         self._open: set[Ticket] = set()  # admitted, neither answered nor left
-        self._queue = FairQueue(settings.max_batch_size)  # of these, what has its inputs and rows to start
+        self._queue = FairQueue(settings.max_batch_size, settings.max_batch_tokens)  # of these, what has its inputs and rows to start
         self._apart: deque[Part] = deque()  # of failed batches, each to run again alone
         self._rows_waiting = 0
         self._in_flight = 0
@@ -172,11 +178,12 @@ class Batcher:
             raise RuntimeError("a batcher belongs to the event loop that used it first: make one for each loop")
 
     async def _answer(self, ticket: Ticket, inputs: Tensors) -> Tensors:
-        kind = kind_of(inputs, ticket.rows)
+        length, bound = lengths(inputs, self._ragged, self._settings.sequence_buckets) if self._ragged else (0, 0)
+        kind = kind_of(inputs, ticket.rows, self._ragged, bound)
         now = time.monotonic()
         assert self._loop is not None  # bound when the ticket was admitted
         done: asyncio.Future[None] = self._loop.create_future()
-        request = Request(inputs, ticket.rows, ticket.deadline, now, kind, done, turn=self._settings.max_batch_size)
+        request = Request(inputs, ticket.rows, ticket.deadline, now, kind, done, self._settings.max_batch_size, self._ragged, length, bound)
         ticket._request = request
         self._queue.append(request)
         if not self._pump_scheduled and self._in_flight < self._settings.max_in_flight:
@@ -227,6 +234,8 @@ class Batcher:
         self._slots.run(batch)
         self._in_flight += 1
         self._tell("batch_started", batch.rows, self._in_flight, queue_s)
+        if batch.length:
+            self._tell("batch_padded", batch.tokens, batch.padding_tokens)
 
     def _finished(self, batch: Batch) -> None:
         """A thread is done with a batch: first the next one starts, then the callers wake."""
@@ -284,7 +293,7 @@ class Batcher:
             self._rows_waiting += waiting
             self._tell("queue_changed", self._rows_waiting)
 
-    def _tell(self, event: Literal["queue_changed", "batch_started", "batch_finished"], *values: object) -> None:
+    def _tell(self, event: Literal["queue_changed", "batch_started", "batch_padded", "batch_finished"], *values: object) -> None:
         if self._observer is not None:
             try:
                 getattr(self._observer, event)(*values)

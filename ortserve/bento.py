@@ -17,8 +17,9 @@ from _bentoml_sdk.service import Service
 from bentoml import Tag
 from bentoml.exceptions import BentoMLException, NotFound
 from bentoml.models import BentoModel
+from bentoml.serving import running_inside_container
 
-from ortserve import first_worker, logs, multiprocess, readiness, startup, tracing
+from ortserve import first_worker, liveness, logs, multiprocess, parent, readiness, startup, tracing
 from ortserve.errors import ModelError, StartupError
 from ortserve.profile import Execution, Profile
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from ortserve.edge import App, Route
     from ortserve.engine import Engine
+    from ortserve.liveness import Liveness
     from ortserve.local_engine import LocalEngine
     from ortserve.manifest import Manifest
     from ortserve.metrics import Metrics
@@ -91,13 +93,16 @@ class PackagedService(Service[Any]):
         """What answers this worker's rows, once it can. Raises StartupError."""
         raise NotImplementedError
 
-    def routes(self, ready: Readiness) -> list[Route]:
+    def routes(self, ready: Readiness, lives: Liveness) -> list[Route]:
         """What this worker's edge answers."""
         raise NotImplementedError
 
     def in_front(self, edge: App) -> App:
         """The whole application: the edge, or what stands in front of it."""
         return edge
+
+    def leave(self) -> None:
+        """This worker was told to end, and answers on for a while."""
 
     async def close(self) -> None:
         """Answer what was admitted."""
@@ -142,6 +147,7 @@ class PackagedService(Service[Any]):
             if begun is None:
                 self._open_metrics_port(folder)
                 first_worker.watch(folder)
+                parent.hear_every_signal(folder)
 
     def _open_metrics_port(self, folder: Path) -> None:
         """Answer `/metrics` from this process where the profile gives it a port of its own; else load nothing for it."""
@@ -219,22 +225,27 @@ class PackagedService(Service[Any]):
         return app
 
     def _edge(self, folder: Path, *, is_main: bool) -> App:
+        lives = liveness.Liveness(folder, replaced=not running_inside_container())
+        lives.enter()
         multiprocess.enter(folder / "metrics")
         from starlette.routing import Mount
 
         from ortserve.app import AppFactory  # imported late, with all of BentoML's server: the parent process needs none of it
+        from ortserve.drain import Drain
         from ortserve.edge import Edge
 
+        self.inject_config()
+        ready = readiness.Readiness(folder, self.name)
+        leaving = [ready.unmark, self.leave]
         if find_spec("httptools") is not None:  # else uvicorn takes h11, which has limits of its own
             from ortserve import connection
 
             connection.install()
-        self.inject_config()
+            leaving.append(connection.let_go)
         if readiness.made_here(folder):  # there is no parent to do it
             readiness.expect(folder, self.name, self.worker_count)
             self._open_metrics_port(folder)
-        ready = readiness.Readiness(folder, self.name)
-        routes = self.routes(ready)
+        routes = self.routes(ready, lives)
         tracer = tracing.configure(self.profile.tracing, service_name=self.name, service_version=self.package.version)
 
         async def close() -> None:
@@ -242,7 +253,13 @@ class PackagedService(Service[Any]):
             if tracer is not None:
                 await asyncio.to_thread(tracer.close)
 
-        inner = AppFactory(self, ready, self.engine.start, close, is_main=is_main)()
+        drain = Drain(
+            self.profile.stopping.drain_delay_ms / 1000,
+            leave=lambda: [step() for step in leaving],
+            at_once=lambda: parent.stops_at_once(folder),
+            parent_lives=lambda: readiness.parent_lives(folder),
+        )
+        inner = AppFactory(self, ready, lives, drain, self.engine.start, close, is_main=is_main)()
         own = {route.path for route in inner.routes if not isinstance(route, Mount) and hasattr(route, "path")}
         edge = Edge(
             inner,

@@ -82,7 +82,7 @@ async def read(receive: Receive, headers: Mapping[bytes, bytes], *, limit_bytes:
 
 
 def _too_large(limit_bytes: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"expected a body of at most {limit_bytes} bytes, got more: send a smaller picture or fewer of them")
+    return PayloadTooLarge(f"expected a body of at most {limit_bytes} bytes, got more: send less, or several requests")
 
 
 def media_type(headers: Mapping[bytes, bytes]) -> tuple[str, dict[bytes, bytes]]:

@@ -16,9 +16,10 @@ class FairQueue:
     quantum, after Shreedhar and Varghese, "Efficient Fair Queuing using Deficit Round Robin", 1995.
     """
 
-    def __init__(self, max_batch_size: int) -> None:
+    def __init__(self, max_batch_size: int, max_batch_tokens: int | None = None) -> None:
         self.rows = 0  # not yet started
         self._max_batch_size = max_batch_size
+        self._max_batch_tokens = max_batch_tokens  # of ragged rows, padding included; a longer row runs alone
         self._requests: deque[Request] = deque()
 
     def __bool__(self) -> bool:
@@ -42,7 +43,7 @@ class FairQueue:
         return rows
 
     def take(self, free_slots: int) -> list[Part]:
-        """The parts of the next batch, all of one kind: ceil(rows / free_slots) rows at most, and no more than a batch holds.
+        """The parts of the next batch, all of one kind: ceil(rows / free_slots) rows at most, and no more rows or tokens than a batch holds.
 
         The first request decides the kind; those of another kind are passed over and keep their place, so that none waits for ever.
         """
@@ -54,6 +55,8 @@ class FairQueue:
             if parts and request.kind != parts[0].request.kind:
                 passed.append(request)
                 continue
+            if not parts and request.bound and self._max_batch_tokens is not None:
+                room = max(1, min(room, self._max_batch_tokens // request.bound))
             rows = min(room, request.rows - request.started, request.turn)
             parts.append(Part(request, request.started, request.started + rows))
             request.started += rows

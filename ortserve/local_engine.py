@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,8 +52,10 @@ def choose_precision(manifest: Manifest, execution: Execution) -> Precision:
     )
 
 
-def effective_batching(manifest: Manifest, batching: Batching) -> Batching:
-    """The profile's batching, cut to the largest batch the package was verified at."""
+def effective_batching(manifest: Manifest, execution: Execution) -> Batching:
+    """The profile's batching for rows like the model's, cut to the largest batch the package was verified at."""
+    ragged = any(isinstance(dim, str) for spec in manifest.inputs for dim in spec.shape[1:])
+    batching = execution.text_batching if ragged and execution.text_batching is not None else execution.batching
     limit = min(batching.max_batch_size, manifest.max_batch)
     buckets = tuple(sorted({min(size, limit) for size in batching.buckets}))
     return batching.model_copy(update={"max_batch_size": limit, "buckets": buckets})
@@ -65,8 +67,8 @@ def open_session(folder: Path, manifest: Manifest, execution: Execution, outputs
     session = Session.open(manifest.verified_path(folder, precision), execution, outputs=outputs)
     if session.inputs != manifest.inputs:
         raise ModelError(f"model {manifest.name}: the {precision} file takes other inputs than its manifest says: build it again")
-    batching = effective_batching(manifest, execution.batching)
-    session.warm_up(batching.buckets or sorted({1, batching.max_batch_size}))
+    batching = effective_batching(manifest, execution)
+    session.warm_up(batching.buckets or sorted({1, batching.max_batch_size}), batching.sequence_buckets[:1] or (1,))
     return session
 
 
@@ -75,9 +77,11 @@ class LocalEngine:
 
     available = True  # a session that is open stays so
 
-    def __init__(self, runs: Runs, batching: Batching, *, facts: Mapping[str, Any], observer: Observer | None = None) -> None:
+    def __init__(
+        self, runs: Runs, batching: Batching, *, facts: Mapping[str, Any], ragged: Collection[str] = (), observer: Observer | None = None
+    ) -> None:
         self.batching = batching
-        self._batcher = Batcher(runs, batching, observer=observer)
+        self._batcher = Batcher(runs, batching, ragged=ragged, observer=observer)
         self._facts = facts
 
     @classmethod
@@ -94,7 +98,7 @@ class LocalEngine:
         """The engine of the package in `folder`, warm. Raises StartupError where it cannot serve as the profile says."""
         precision = choose_precision(manifest, execution)
         session = open_session(folder, manifest, execution, outputs)
-        batching = effective_batching(manifest, execution.batching)
+        batching = effective_batching(manifest, execution)
         if observer:
             observer.opened(
                 queue_rows=batching.max_queue_size,
@@ -114,7 +118,7 @@ class LocalEngine:
             "cpus": available_cpus(),
             "pid": os.getpid(),
         }
-        return cls(session, batching, facts=facts, observer=observer)
+        return cls(session, batching, facts=facts, ragged=session.ragged, observer=observer)
 
     @property
     def rows_waiting(self) -> int:

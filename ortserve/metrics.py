@@ -28,7 +28,7 @@ from ortserve.readiness import Readiness
 UNMATCHED = "unmatched"  # the endpoint label of every path that is no route: callers cannot make series
 UNKNOWN = "unknown"  # the model or reason label of anything that is not in its closed set
 PROBES = frozenset({"/healthz", "/livez", "/readyz", "/metrics"})  # do not count as a "last request", as in BentoML
-_FAILURES = (500, 503, 504)  # the statuses of an endpoint that is the service's fault; `replies.py` has the table
+_ANSWERS = (200, 429, 500, 503, 504)  # statuses of an endpoint, less those that are the caller's fault; `replies.py` has the table
 
 
 def _codes(root: type[errors.OrtServeError]) -> frozenset[str]:
@@ -75,6 +75,7 @@ class ModelMetrics:
         self._queue_rows = metrics.gauge("ortserve_queue_size_rows").labels(model)
         self._in_flight = metrics.gauge("ortserve_batches_in_flight").labels(model)
         self._batch_rows = histogram("ortserve_batch_size_rows")
+        self._tokens: tuple[Counter, ...] | None = None
         self._queue_s = _BatchHistogram(histogram("ortserve_queue_duration_seconds"))
         self._inference_s = histogram("ortserve_inference_duration_seconds")
         self._decode_s = histogram("ortserve_decode_duration_seconds")
@@ -104,6 +105,14 @@ class ModelMetrics:
         self._in_flight.set(in_flight)
         self._batch_rows.observe(rows)
         self._queue_s.observe_all(queue_s)
+
+    def batch_padded(self, tokens: int, padding_tokens: int) -> None:
+        """A batch of texts went to the session: so many tokens of theirs, and so many put behind them."""
+        if self._tokens is None:  # at the first batch: a model of pictures has no such series
+            names = ("ortserve_tokens_total", "ortserve_padding_tokens_total")
+            self._tokens = tuple(self._metrics.counter(name).labels(self._model) for name in names)
+        for counter, count in zip(self._tokens, (tokens, padding_tokens), strict=True):
+            counter.inc(count)
 
     def batch_finished(self, rows: int, in_flight: int, inference_s: float) -> None:  # noqa: ARG002  rows is the Observer's
         """A batch came back after `inference_s`; `in_flight` others are still there."""
@@ -175,8 +184,8 @@ class Metrics:
         return self._models[model]
 
     def expect(self, endpoint: str) -> None:
-        """Let that endpoint's failures stand at 0: a first one that appears at 1 is an increase no rate() can see."""
-        for status in _FAILURES:
+        """Let that endpoint's answers stand at 0: a first one that appears at 1 is an increase no rate() can see."""
+        for status in _ANSWERS:
             self.counter("bentoml_service_request_total").labels(endpoint, *self._service, str(status))
 
     def request_started(self, endpoint: str) -> None:

@@ -15,20 +15,20 @@ _JSON = {"application/json": {"schema": {"type": "object"}}}
 
 # Statuses any endpoint that takes a payload can answer with.
 _PREDICT_ERRORS = {
-    400: "Not a picture, a truncated one, or a body that is not well formed",
+    400: "Not a picture, a truncated one, or a body that is not well formed or no JSON",
     408: "The body did not arrive in time",
-    413: "Over the limit of bytes or pixels",
+    413: "Over the limit of bytes, pixels, characters or payloads",
     415: "A media type this endpoint does not read",
-    422: "A parameter that is no number in its range, or unknown",
+    422: "A parameter that is not of its type or in its range, or unknown; a text that is empty or too long",
     429: "The queue is full; Retry-After says when to come back",
-    500: "The model failed on this picture",
+    500: "The model failed on this input",
     503: "The service is stopping",
     504: "The deadline passed",
 }
 _GET_PATHS = {
     "/models": ("List the served models: version, provider, precision.", {}),
     "/models/{name}": ("One model's facts: manifest, parity report, active provider, precision.", {404: "No such model"}),
-    "/livez": ("200 while the process lives.", {}),
+    "/livez": ("200 while the process lives.", {503: "A process died that nothing starts again: in a container"}),
     "/readyz": ("200 once every worker is warm and its provider confirmed.", {503: "Not every worker is warm"}),
     "/metrics": ("Prometheus metrics of all workers.", {}),
 }
@@ -63,12 +63,13 @@ def _superseded(name: str) -> bool:
 
 def _predict(operation: dict[str, Any]) -> dict[str, Any]:
     content = copy.deepcopy(operation["requestBody"]["content"])
-    form = content["multipart/form-data"]
+    form = content.get("multipart/form-data", {})
     form.pop("encoding", None)  # BentoML's own client writes JSON into text fields; plain text is what every other one sends
-    fields = form["schema"]["properties"]
-    for schema in fields.values():
-        if schema.get("default", "") is None:
-            del schema["default"]
+    fields = form.get("schema", {}).get("properties", {})
+    for media in content.values():
+        for schema in media["schema"].get("properties", {}).values():
+            if schema.get("default", "") is None:
+                del schema["default"]
     if "image" in fields:  # one payload may also be the whole body
         content["image/*"] = {"schema": {"type": "string", "format": "binary"}}
     return operation | {

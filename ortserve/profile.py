@@ -47,18 +47,22 @@ class Session(_Section):
 
 
 class Batching(_Section):
-    """How requests become batches. All sizes count rows (pictures), not requests."""
+    """How requests become batches. All sizes count rows (pictures, texts), not requests."""
 
     max_batch_size: int = Field(default=8, ge=1)
     max_queue_delay_ms: float = Field(default=0.0, ge=0.0, le=1000.0)
     max_in_flight: int = Field(default=1, ge=1, le=64)
     max_queue_size: int = Field(default=256, ge=1)
     buckets: tuple[int, ...] = ()  # batch sizes the session is given; smaller batches are padded. Empty: any size
+    sequence_buckets: tuple[int, ...] = (16, 32, 64, 128, 256, 512)  # tokens: rows up to the same bound share a batch
+    max_batch_tokens: int | None = Field(default=None, ge=1)  # rows times the bound of their length; None: rows alone decide
 
     @model_validator(mode="after")
     def _consistent(self) -> Batching:
         if list(self.buckets) != sorted(set(self.buckets)) or any(size < 1 for size in self.buckets):
             raise ValueError(f"buckets: expected rising sizes of 1 or more, got {list(self.buckets)}")
+        if list(self.sequence_buckets) != sorted(set(self.sequence_buckets)) or any(bound < 1 for bound in self.sequence_buckets):
+            raise ValueError(f"sequence_buckets: expected rising lengths of 1 or more, got {list(self.sequence_buckets)}")
         if self.buckets and self.buckets[-1] != self.max_batch_size:
             raise ValueError(f"buckets: the last one must be max_batch_size ({self.max_batch_size}), got {self.buckets[-1]}")
         if self.max_queue_size < self.max_batch_size:
@@ -76,6 +80,7 @@ class Execution(_Section):
     precision: tuple[Precision, ...] = ("fp32",)  # the first one that the model package holds is served
     session: Session = Session()
     batching: Batching = Batching()
+    text_batching: Batching | None = None  # for models whose rows are texts, of any length; None: as `batching`
 
     @field_validator("precision")
     @classmethod
@@ -99,6 +104,9 @@ class Limits(_Section):
     max_request_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
     max_image_pixels: int = Field(default=40_000_000, ge=1)
     max_images_per_request: int = Field(default=64, ge=1)
+    max_json_bytes: int = Field(default=2 * 1024 * 1024, ge=1)
+    max_texts_per_request: int = Field(default=1024, ge=1)
+    max_text_chars: int = Field(default=32_768, ge=1)
     request_timeout_ms: float = Field(default=10_000.0, gt=0.0)
     body_timeout_ms: float = Field(default=30_000.0, gt=0.0)
     max_buffered_bytes: int = Field(default=512 * 1024 * 1024, ge=1)
@@ -131,6 +139,12 @@ class MetricsPort(_Section):
         return value
 
 
+class Stopping(_Section):
+    """How the service ends when it is told to."""
+
+    drain_delay_ms: float = Field(default=5_000.0, ge=0.0, le=300_000.0)  # after SIGTERM; Ctrl-C does not wait
+
+
 class Tracing(_Section):
     """OpenTelemetry spans over OTLP; the exporter is set by the standard OTEL_* variables."""
 
@@ -152,6 +166,7 @@ class Profile(_Section):
     logging: Logging = Logging()
     metrics: MetricsPort = MetricsPort()
     tracing: Tracing = Tracing()
+    stopping: Stopping = Stopping()
 
     @property
     def p99_target_ms(self) -> float:

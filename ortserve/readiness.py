@@ -80,6 +80,11 @@ def run_folder() -> Path:
     return Path(inherited) if inherited and Path(inherited).is_dir() else create_run_folder()
 
 
+def parent_lives(folder: Path) -> bool:
+    """True while the process lives that made that run folder."""
+    return multiprocess.is_alive(folder.name.split(".")[1])
+
+
 class Readiness:
     """The ready marks of a start's workers. A worker that died does not count: its process is looked for each time."""
 
@@ -89,6 +94,7 @@ class Readiness:
         self._folder = folder / "ready"
         self._folder.mkdir(exist_ok=True)
         self._mark = self._folder / (multiprocess.process_id(os.getpid()) or "")
+        self.leaving = False  # this worker was ready and is no more
 
     def mark(self) -> None:
         """This worker is warm and accepts requests."""
@@ -96,7 +102,8 @@ class Readiness:
         self._mark.touch()
 
     def unmark(self) -> None:
-        """This worker takes nothing more."""
+        """This worker is about to end."""
+        self.leaving = True
         self._mark.unlink(missing_ok=True)
 
     def count(self) -> tuple[int, int]:

@@ -91,6 +91,7 @@ class _Link:
         self.idle = asyncio.Event()  # no row is on it
         self.idle.set()
         self._stream: RunnerStream | None = None
+        self._ending = False
         self._places: dict[int, RemotePlace] = {}
         self._next = 1
         self._told_rows, self._told_drain_s, self._told_at = 0, 1.0, -FRESH_S
@@ -154,6 +155,7 @@ class _Link:
 
     def end(self) -> None:
         """Close the stream, once what was put is sent."""
+        self._ending = True
         if self._stream is not None:
             self._stream.end()
 
@@ -188,8 +190,8 @@ class _Link:
         if not self.facts.done():
             self.facts.set_exception(FrameError(why))
             self.facts.exception()  # whoever waited may have gone: then it is nobody's
-        elif self._places:
-            logger.error("the runner was lost with %d rows: %s", len(self._places), why)
+        elif not self._ending:
+            logger.error("the runner was lost, with %d rows: %s", len(self._places), why)
         places, self._places = self._places, {}
         for place in places.values():
             place.refuse(refusals.no_runner())

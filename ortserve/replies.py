@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import orjson
 
 from ortserve import errors, logs
 
@@ -47,8 +48,13 @@ class Reply:
 
 def json_reply(value: Any, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()) -> Reply:
     """`value` as a JSON response."""
-    body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-    return Reply(status, body, headers=list(headers))
+    return Reply(status, to_json(value), headers=list(headers))
+
+
+def to_json(value: Any) -> bytes:
+    """`value` as JSON, arrays of numbers as lists: a float32 as the shortest decimal that means it."""
+    # Not the standard library's: 32 embeddings of 384 numbers take it 7 ms in the event loop, orjson 0.4.
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def error_body(code: str, message: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ortserve import body
-from ortserve.errors import InvalidParameter, RequestError, UnsupportedMediaType
+from ortserve.errors import InvalidParameter, PayloadTooLarge, RequestError, UnsupportedMediaType
 from ortserve.profile import Limits
 from ortserve.tasks.endpoint import Files, Json, JsonRequest
 
@@ -34,15 +34,21 @@ def parse(
     data: bytes, kind: str, options: Mapping[bytes, bytes], query: Sequence[tuple[str, str]], takes: Files | Json, limits: Limits
 ) -> tuple[Sequence[Payload], Any]:
     """The payloads in order (a RequestError where one cannot be), and their checked parameters. Raises RequestError."""
+    payloads: Sequence[Payload]
     if isinstance(takes, Json):
         if query:
             raise InvalidParameter(f"expected no query parameters, got {query[0][0][:64]!r}: put it into the JSON object")
         asked = _from_json(data, takes)
-        return asked.payloads(), asked
+        payloads = asked.payloads()
+        if len(payloads) > limits.max_texts_per_request:
+            raise PayloadTooLarge(
+                f"{takes.field}: expected at most {limits.max_texts_per_request} in one request, got {len(payloads)}: send several requests"
+            )
+        return payloads, asked
     fields: dict[str, str] = {}
     for name, value in query:
         _add(fields, name, value)
-    payloads: Sequence[Payload] = [data]
+    payloads = [data]
     if kind == "multipart/form-data":
         most = limits.max_images_per_request if takes.many else 1
         parts = body.parse_multipart(data, options.get(b"boundary", b""), max_parts=most + MAX_FIELDS)

@@ -10,20 +10,21 @@ from ortserve import body, requests
 from ortserve.edge import Handler, Receive, Request, Route
 from ortserve.engine import Engine
 from ortserve.errors import NotFound, RequestError, ServingError
+from ortserve.liveness import Liveness
 from ortserve.metrics import Metrics
 from ortserve.model import Answer, ServedModel
 from ortserve.page import page
 from ortserve.profile import Limits, Profile
 from ortserve.readiness import Readiness
 from ortserve.replies import Reply, error_body, json_reply, log_failure
-from ortserve.tasks.endpoint import Endpoint, Files
+from ortserve.tasks.endpoint import Endpoint, Json
 
 T = TypeVar("T")
 
 MULTIPART_OVERHEAD_BYTES = 64 * 1024  # boundaries, part headers and form fields around one picture
 
 
-def build(served: ServedModel, profile: Profile, readiness: Readiness, metrics: Metrics) -> list[Route]:
+def build(served: ServedModel, profile: Profile, readiness: Readiness, liveness: Liveness, metrics: Metrics) -> list[Route]:
     """Every route of the service: the task's endpoints, the models' facts, health, and metrics where they have no port of their own."""
     budget = body.BufferBudget(profile.limits.max_buffered_bytes)
     models = {served.name: served}
@@ -34,14 +35,14 @@ def build(served: ServedModel, profile: Profile, readiness: Readiness, metrics: 
         Route("GET", "/", page(served.name)),
         Route("GET", "/models", _list_models(models, profile)),
         Route("GET", "/models/{name}", _show_model(models, profile)),
-        *health(profile, readiness, metrics, served.engine),
+        *health(profile, readiness, liveness, metrics, served.engine),
     ]
 
 
-def health(profile: Profile, readiness: Readiness, metrics: Metrics, engine: Engine) -> list[Route]:
+def health(profile: Profile, readiness: Readiness, liveness: Liveness, metrics: Metrics, engine: Engine) -> list[Route]:
     """What machines ask of every service, also of one that answers nobody else."""
     return [
-        Route("GET", "/livez", _alive),
+        Route("GET", "/livez", _alive(liveness)),
         Route("GET", "/readyz", _ready(readiness, engine)),
         *([Route("GET", "/metrics", _metrics(metrics, readiness))] if profile.metrics.port is None else []),
     ]
@@ -50,8 +51,10 @@ def health(profile: Profile, readiness: Readiness, metrics: Metrics, engine: Eng
 def _predict(served: ServedModel, endpoint: Endpoint, limits: Limits, budget: body.BufferBudget) -> Handler:
     """A task's endpoint."""
     takes = endpoint.takes
-    one_file = isinstance(takes, Files) and not takes.many
-    limit_bytes = limits.max_image_bytes + MULTIPART_OVERHEAD_BYTES if one_file else limits.max_request_bytes
+    if isinstance(takes, Json):
+        limit_bytes = limits.max_json_bytes
+    else:
+        limit_bytes = limits.max_request_bytes if takes.many else limits.max_image_bytes + MULTIPART_OVERHEAD_BYTES
 
     async def handler(request: Request) -> Reply:
         kind, options = body.media_type(request.headers)
@@ -154,12 +157,20 @@ def _show_model(models: Mapping[str, ServedModel], profile: Profile) -> Handler:
     return handler
 
 
-async def _alive(_: Request) -> Reply:
-    return json_reply({"status": "alive"})
+def _alive(liveness: Liveness) -> Handler:
+    async def handler(_: Request) -> Reply:
+        if lost := liveness.lost():
+            message = f"expected every process of this service to live, {lost} died and nothing starts another here: restart the container"
+            return json_reply(error_body("process_lost", message), 503)
+        return json_reply({"status": "alive"})
+
+    return handler
 
 
 def _ready(readiness: Readiness, engine: Engine) -> Handler:
     async def handler(_: Request) -> Reply:
+        if readiness.leaving:
+            return json_reply(error_body("shutting_down", "this service is stopping: send new requests to another"), 503)
         ready, expected = readiness.count()
         if ready < expected:
             return json_reply(error_body("not_ready", f"expected {expected} warm workers, {ready} are: wait and ask again"), 503)

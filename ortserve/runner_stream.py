@@ -74,11 +74,11 @@ class RunnerStream(asyncio.Protocol):
             self._loop.call_soon(self._flush)
         self._unsent += pieces
 
-    def end(self, why: str = "it was ended here") -> None:
+    def end(self) -> None:
         """Close it, once what was put is sent."""
         if self._transport is None or self._transport.is_closing():
             return
-        self._why = why
+        self._why = "it was ended here"
         self._flush()
         self._transport.write(b"0\r\n\r\n")
         self._transport.close()
@@ -131,7 +131,7 @@ class RunnerStream(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """The answer's status is there."""
         if (status := self._parser.get_status_code()) != 200:
-            self._fail(f"it answered with status {status}: expected a model_runner there")
+            self._fail("it is about to end" if status == 503 else f"it answered with status {status}: expected a model_runner there")
 
     def on_body(self, data: bytes) -> None:
         """Some frames, or parts of them."""

@@ -11,6 +11,7 @@ import inspect
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from bentoml._internal.configuration.containers import BentoMLContainer
 
 from ortserve import openapi
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ortserve.bento import Package
     from ortserve.edge import App, Route
     from ortserve.engine import Engine
+    from ortserve.liveness import Liveness
     from ortserve.local_engine import LocalEngine
     from ortserve.model import ServedModel
     from ortserve.readiness import Readiness
@@ -85,19 +87,20 @@ class OrtService(PackagedService):
 
     async def call(self, path: str, **fields: Any) -> Any:
         """What the endpoint answers to these fields, for callers in this process; HTTP requests take the edge's way."""
-        from ortserve import requests, routes
+        from ortserve import replies, requests, routes
 
         endpoint = next(endpoint for endpoint in self.served.task.endpoints if endpoint.path == path)
         payloads, parameters = await asyncio.to_thread(requests.from_fields, endpoint.takes, fields)
-        return (await routes.respond(self.served, endpoint, payloads, parameters))[0]
+        value, _ = await routes.respond(self.served, endpoint, payloads, parameters)
+        return orjson.loads(replies.to_json(value))
 
-    def routes(self, ready: Readiness) -> list[Route]:
+    def routes(self, ready: Readiness, lives: Liveness) -> list[Route]:
         """The task's endpoints, the models' facts, health and metrics."""
         from ortserve import routes
 
         offered = {endpoint.path for endpoint in self.served.task.endpoints}
         self.apis = {name: api for name, api in self.apis.items() if api.route in offered}  # of every task; this model has one
-        return routes.build(self.served, self.profile, ready, self.metrics)
+        return routes.build(self.served, self.profile, ready, lives, self.metrics)
 
     async def close(self) -> None:
         """Answer what was admitted, then end the threads."""
@@ -133,17 +136,22 @@ class OrtRunner(PackagedService):
         """In this process. Raises StartupError."""
         return self.open_engine()
 
-    def routes(self, ready: Readiness) -> list[Route]:
+    def routes(self, ready: Readiness, lives: Liveness) -> list[Route]:
         """Health and metrics."""
         from ortserve import routes
 
-        return routes.health(self.profile, ready, self.metrics, self.engine)
+        return routes.health(self.profile, ready, lives, self.metrics, self.engine)
 
     def in_front(self, edge: App) -> Streams:
         """The streams, and the edge for everything else."""
         from ortserve.streams import Streams
 
-        return Streams(edge, self.engine, {**_identity(self.package), "engine": self.engine.facts()})
+        self._streams = Streams(edge, self.engine, {**_identity(self.package), "engine": self.engine.facts()})
+        return self._streams
+
+    def leave(self) -> None:
+        """API workers look for another runner, and use this one until they have one."""
+        self._streams.leave()
 
 
 def _identity(package: Package) -> Mapping[str, Any]:

@@ -60,6 +60,8 @@ class Session:
         self.provider: str = session.get_providers()[0]
         self.inputs = tuple(_spec(node) for node in session.get_inputs())
         self.outputs = tuple(_spec(node) for node in session.get_outputs())
+        # Inputs with a second free dimension: rows of any length, as texts have them.
+        self.ragged = frozenset(spec.name for spec in self.inputs if any(isinstance(dim, str) for dim in spec.shape[1:]))
         known = [spec.name for spec in self.outputs]
         self._output_names = list(outputs) if outputs is not None else known
         if missing := [name for name in self._output_names if name not in known]:
@@ -106,14 +108,18 @@ class Session:
         thread has its own IO binding and page-locked staging buffer.
         """
         self._check(inputs)
-        if self._on_gpu:
+        if self._on_gpu and not self.ragged:  # a binding keeps buffers for each shape, and there is no end of those
             return self._binding().run(inputs)
         return dict(zip(self._output_names, self._session.run(self._output_names, inputs), strict=True))
 
-    def warm_up(self, batch_sizes: Iterable[int]) -> None:
-        """Run once at each batch size with zeros, so that arenas, kernels and plans exist before the first request."""
+    def warm_up(self, batch_sizes: Iterable[int], lengths: Iterable[int] = (1,)) -> None:
+        """Run once at each batch size with zeros, so that arenas, kernels and plans exist before the first request.
+
+        Where rows are ragged, at each of the `lengths` too.
+        """
         for rows in batch_sizes:
-            self.run({spec.name: np.zeros(_concrete(spec.shape, rows), dtype=spec.dtype) for spec in self.inputs})
+            for length in lengths if self.ragged else (1,):
+                self.run({spec.name: np.zeros(_concrete(spec.shape, rows, length), dtype=spec.dtype) for spec in self.inputs})
 
     def nodes_by_provider(self) -> dict[str, int]:
         """How many graph nodes each provider took, as the session recorded it. Empty where this build cannot tell."""
@@ -247,6 +253,6 @@ def _text(spec: TensorSpec) -> str:
     return f"{spec.dtype}[{','.join('N' if isinstance(dim, str) else str(dim) for dim in spec.shape)}]"
 
 
-def _concrete(shape: tuple[int | str, ...], rows: int) -> tuple[int, ...]:
-    """A shape with its first free dimension set to `rows` and any other to 1."""
-    return (rows, *(dim if isinstance(dim, int) else 1 for dim in shape[1:]))
+def _concrete(shape: tuple[int | str, ...], rows: int, length: int) -> tuple[int, ...]:
+    """A shape with its first free dimension set to `rows` and any other to `length`."""
+    return (rows, *(dim if isinstance(dim, int) else length for dim in shape[1:]))

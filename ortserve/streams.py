@@ -41,10 +41,12 @@ class Streams:
         if scope["type"] != "http" or scope["path"] != frames.PATH or scope["method"] != "POST":
             await self._inner(scope, receive, send)
             return
+        if self._going:
+            await send({"type": "http.response.start", "status": 503, "headers": [(b"content-length", b"0"), (b"connection", b"close")]})
+            await send({"type": "http.response.body"})
+            return
         stream = _Stream(self._engine, receive, send)
         stream.put(frames.Hello(self._facts))
-        if self._going:
-            stream.put(frames.Going())
         self._open.add(stream)
         try:
             await stream.serve()
@@ -52,7 +54,7 @@ class Streams:
             self._open.remove(stream)
 
     def leave(self) -> None:
-        """Tell every API worker that this runner is about to end. What they still send is answered until they close their streams."""
+        """Take no new stream, and tell every API worker that this runner is about to end; it answers what they send until they leave."""
         self._going = True
         for stream in self._open:
             stream.put(frames.Going())

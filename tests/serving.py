@@ -69,7 +69,7 @@ class Server:
     """One `bentoml serve`. As a context manager it is ready inside the block and gone after it.
 
     `target` is what is served: "." for the checkout, NAME:VERSION for a bento; `env` is laid over the environment
-    (`ORTSERVE_PROFILE`, `ORTSERVE_MODEL`); `arguments` are further ones of `bentoml serve`.
+    (`ORTSERVE_PROFILE`, `ORTSERVE_MODEL`); `arguments` are further ones of `bentoml serve`; `port` is any free one where it is not given.
     """
 
     def __init__(
@@ -80,9 +80,10 @@ class Server:
         cwd: Path = ROOT,
         env: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
+        port: int | None = None,
         ready_timeout_s: float = 90,
     ) -> None:
-        self.port = free_port()
+        self.port = free_port() if port is None else port
         self.base_url = f"http://127.0.0.1:{self.port}"
         self._mark = uuid.uuid4().hex
         self._ready_timeout_s = ready_timeout_s
@@ -131,9 +132,9 @@ class Server:
         return self.process.wait(timeout_s)
 
     def stop(self) -> None:
-        """End every process of this server: SIGTERM to the first, SIGKILL to what is left. Safe to call twice; the log stays readable."""
+        """End every process of this server, as Ctrl-C does; SIGKILL to what is left. Safe to call twice; the log stays readable."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(signal.SIGINT)
             try:
                 self.process.wait(20)
             except subprocess.TimeoutExpired:

@@ -13,7 +13,7 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 
 from ortserve.errors import ExportError
 from ortserve.export.chatter import quiet
-from ortserve.export.graph import preparing_nodes, rename_uses, with_node_names
+from ortserve.export.graph import fused_operators, preparing_nodes, rename_uses, with_node_names, with_shapes
 from ortserve.session import Tensors
 
 # Sums over many values, exponentials and variances: fp16's 11 bits of precision and its maximum of 65504 are too little for them.
@@ -27,17 +27,22 @@ FP32_OPS = (
 LARGEST = float(np.finfo(np.float16).max) / 4
 
 
-def to_fp16(graph: onnx.ModelProto, samples: Iterable[Tensors]) -> onnx.ModelProto:
-    """The graph with fp16 weights and arithmetic, where that is safe; `samples` are batches that show how large the values grow."""
+def to_fp16(graph: onnx.ModelProto, samples: Iterable[Tensors], keep: Iterable[str] = ()) -> onnx.ModelProto:
+    """The graph with fp16 weights and arithmetic, where that is safe; `samples` are batches that show how large the values grow.
+
+    The nodes named in `keep` stay fp32.
+    """
     source = onnx.ModelProto()
     source.CopyFrom(with_node_names(graph))
-    blocked = {*preparing_nodes(source), *overflowing_nodes(source, samples)}
+    fused = bool(fused_operators(source))
+    blocked = {*keep, *preparing_nodes(source), *overflowing_nodes(source, samples)}
     with quiet():
         converted = convert_float_to_float16(
-            source,
+            with_shapes(source) if fused else source,
             keep_io_types=True,
             op_block_list=[*DEFAULT_OP_BLOCK_LIST, *FP32_OPS],
             node_block_list=sorted(blocked),
+            disable_shape_infer=fused,  # its own inference knows none of the fused operators
         )
     return without_round_trips(converted)
 
@@ -48,7 +53,7 @@ def overflowing_nodes(graph: onnx.ModelProto, samples: Iterable[Tensors]) -> lis
     Needed because a CPU computes fp16 graphs in fp32: there an overflow would stay unseen until the model meets a GPU.
     """
     probe = onnx.ModelProto()
-    probe.CopyFrom(onnx.shape_inference.infer_shapes(graph))
+    probe.CopyFrom(with_shapes(graph))
     inferred = {value.name: value for value in probe.graph.value_info if value.type.tensor_type.elem_type == TensorProto.FLOAT}
     outputs = {value.name for value in probe.graph.output}
     probe.graph.output.extend(value for name, value in inferred.items() if name not in outputs)
@@ -57,8 +62,9 @@ def overflowing_nodes(graph: onnx.ModelProto, samples: Iterable[Tensors]) -> lis
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # every tensor of the graph must exist
     session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
     large: set[str] = set()
+    own = [value.name for value in probe.graph.input]
     for inputs in samples:
-        for name, value in zip(names, session.run(names, inputs), strict=True):
+        for name, value in zip(names, session.run(names, {tensor: inputs[tensor] for tensor in own}), strict=True):
             if not np.isfinite(value).all():
                 raise ExportError(f"the fp32 graph itself has NaN or Inf in {name!r}: mend the model before converting it")
             if np.abs(value).max(initial=0.0) > LARGEST:
@@ -73,6 +79,7 @@ def without_round_trips(graph: onnx.ModelProto) -> onnx.ModelProto:
     The converter wraps each fp32 node in casts of its own, also where two fp32 nodes follow each other.
     """
     nodes = graph.graph.node
+    _drop_repeated(graph)
     producer = {output: node for node in nodes for output in node.output}
     outputs = {value.name for value in graph.graph.output}
     for up in list(nodes):
@@ -112,6 +119,16 @@ def _without_twins(graph: onnx.ModelProto) -> onnx.ModelProto:
             first.setdefault(key, node.output[0])
     _drop_unused(graph)
     return _sorted(graph)
+
+
+def _drop_repeated(graph: onnx.ModelProto) -> None:
+    """Remove nodes that compute a tensor a second time: the converter casts a constant again for each fp32 node that reads it."""
+    seen: set[str] = set()
+    for node in list(graph.graph.node):
+        outputs = set(node.output) - {""}
+        if outputs and outputs <= seen:
+            graph.graph.node.remove(node)
+        seen |= outputs
 
 
 def _drop_unused(graph: onnx.ModelProto) -> None:

@@ -1,4 +1,4 @@
-"""SOURCE, told apart: digits, a torchvision name, the user's own Python file, or an ONNX file."""
+"""SOURCE, told apart: digits, a torchvision name, a Hugging Face directory, the user's own Python file, or an ONNX file."""
 
 from __future__ import annotations
 
@@ -21,10 +21,14 @@ def load(options: Options, advance: Callable[[int, int], None]) -> Loaded:
     source = options.source
     if source == "digits":
         return _digits(options, advance)
-    if source.lower().endswith(".onnx"):
-        from ortserve.export import onnx_file
+    if source.startswith("hf:"):
+        from ortserve.export import hf_directory
 
-        return onnx_file.load(options)
+        return hf_directory.load(options)
+    if source.lower().endswith(".onnx"):
+        from ortserve.export import onnx_detector, onnx_file
+
+        return onnx_detector.load(options) if options.task == "object-detection" else onnx_file.load(options)
     if ":" in source or source.lower().endswith(".py"):
         from ortserve.export import python_file
 

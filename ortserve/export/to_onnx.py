@@ -8,6 +8,7 @@ from torch import nn
 
 from ortserve.errors import ExportError
 from ortserve.export.chatter import quiet
+from ortserve.export.graph import named
 from ortserve.export.wrapper import Packaged
 from ortserve.manifest import Preprocessing
 
@@ -40,7 +41,7 @@ def export(model: nn.Module, preprocessing: Preprocessing, opset: int | None) ->
             )
     except Exception as error:  # the exporter wraps whatever the model or its own passes raise
         raise ExportError(
-            f"PyTorch cannot export the model with a free batch ({_reason(error)}): "
+            f"PyTorch cannot export the model with a free batch ({reason_of(error)}): "
             "its forward must not branch on values or fix the batch size; --debug shows the whole trace"
         ) from error
     if program is None:
@@ -57,14 +58,7 @@ def stripped(graph: onnx.ModelProto) -> onnx.ModelProto:
     return graph
 
 
-def named(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with the first dimension of every input and output called "batch"."""
-    for value in [*graph.graph.input, *graph.graph.output]:
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    return graph
-
-
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """The innermost cause in one line: the exporter's own message only says which step failed."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause

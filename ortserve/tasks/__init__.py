@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ortserve.errors import ModelError
 from ortserve.tasks.endpoint import Endpoint
+from ortserve.tasks.feature_extraction import FeatureExtraction
 from ortserve.tasks.image_classification import ImageClassification
+from ortserve.tasks.object_detection import ObjectDetection
 from ortserve.tasks.row import Row
+from ortserve.tasks.text_classification import TextClassification
 
 if TYPE_CHECKING:
     from ortserve.manifest import Manifest
@@ -33,12 +36,15 @@ class Task(Protocol):
         ...
 
     def postprocess(self, outputs: Tensors, row: Row, parameters: Any) -> Any:
-        """What JSON can hold, from one payload's outputs `{name: [1, ...]}`. Called in the event loop's thread."""
+        """What the endpoint's `render` takes, from one payload's outputs `{name: [1, ...]}`. Called in the event loop's thread."""
         ...
 
 
 _TASKS: dict[str, Callable[[Manifest, Path, Profile], Task]] = {
+    "feature-extraction": FeatureExtraction,
     "image-classification": ImageClassification,
+    "object-detection": ObjectDetection,
+    "text-classification": TextClassification,
 }
 
 

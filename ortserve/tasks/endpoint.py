@@ -39,7 +39,10 @@ class Json:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One path a task answers by POST. `render` makes the answer of (model, version, values), the values in the payloads' order."""
+    """One path a task answers by POST.
+
+    `render` makes the answer of (model, version, values), the values in the payloads' order: what JSON can hold, and arrays of numbers.
+    """
 
     path: str  # "/classify"
     takes: Files | Json

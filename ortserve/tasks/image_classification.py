@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ortserve import images
-from ortserve.errors import InferenceError, ModelError
+from ortserve.errors import ModelError
+from ortserve.tasks.best_classes import DEFAULT_TOP_K, best_classes
 from ortserve.tasks.endpoint import Endpoint, Files, results, single
 from ortserve.tasks.parameters import refuse_unknown, whole_number
 from ortserve.tasks.row import Row
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ortserve.manifest import Manifest
     from ortserve.profile import Profile
     from ortserve.session import Tensors
-
-DEFAULT_TOP_K = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,26 +75,5 @@ class ImageClassification:
         return Row({self._input: images.load(payload, self._how, self._limits, decoder=self._decoder)[np.newaxis]})
 
     def postprocess(self, outputs: Tensors, row: Row, parameters: Parameters) -> list[dict[str, Any]]:  # noqa: ARG002  see above
-        """`[{"class_id", "label", "score"}]`, best first, ties by class id; scores are probabilities, 0..1.
-
-        Raises InferenceError where a score is not a number: JSON has no word for it and a caller no use.
-        """
-        scores = outputs["probabilities"][0]
-        if not np.isfinite(scores).all():
-            raise InferenceError("the model answered this picture with scores that are no numbers: send another picture")
-        # str() of a float32 is the shortest decimal that means the same float32: 0.1, where float() would say 0.10000000149011612.
-        best = top(scores, parameters.top_k).tolist()
-        return [{"class_id": index, "label": self._labels[index], "score": float(str(scores[index]))} for index in best]
-
-
-def top(scores: NDArray[Any], k: int) -> NDArray[np.intp]:
-    """Indices of the `k` largest of `scores[C]`, largest first, equals by index. O(C + k log k)."""
-    if k >= len(scores):
-        chosen = np.arange(len(scores))
-    else:
-        # A partition alone picks any of the equals at the border; the smallest index is to win.
-        border = np.partition(scores, len(scores) - k)[len(scores) - k]
-        above = np.flatnonzero(scores > border)
-        equal = np.flatnonzero(scores == border)[: k - len(above)]
-        chosen = np.union1d(above, equal)
-    return chosen[np.argsort(-scores[chosen], kind="stable")]
+        """The picture's best classes, as `best_classes`."""
+        return best_classes(outputs["probabilities"][0], self._labels, parameters.top_k)

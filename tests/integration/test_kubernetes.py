@@ -186,7 +186,7 @@ def test_what_is_under_way_is_answered_before_the_pod_goes(overlay: str) -> None
     limits = settings(overlay).limits
     longest_s = (limits.body_timeout_ms + limits.request_timeout_ms) / 1000
     hook_s = container(overlay)["lifecycle"]["preStop"]["sleep"]["seconds"]
-    drain_s = getattr(settings(overlay), "drain_delay_ms", 0) / 1000
+    drain_s = settings(overlay).stopping.drain_delay_ms / 1000
     assert hook_s > longest_s
     assert pod(overlay)["terminationGracePeriodSeconds"] > hook_s + drain_s + longest_s
 

@@ -231,7 +231,7 @@ def test_a_lost_runner_fails_what_it_had_and_the_next_one_answers(tmp_path: Path
 
     with caplog.at_level(logging.ERROR):
         run(test)
-    assert "the runner was lost with 3 rows" in caplog.text
+    assert "the runner was lost, with 3 rows" in caplog.text
 
 
 def test_a_runner_that_comes_late_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

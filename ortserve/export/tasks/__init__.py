@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from ortserve.export.options import Options
 from ortserve.manifest import Agreement, Difference, Precision, TensorSpec
@@ -48,6 +48,7 @@ class BuildTask(Protocol):
     samples: str  # what its samples are called: "pictures"
     measure: str  # what agreement on them is called: "top-1 agreement"
     remedy: str  # what to give where agreement cannot be measured
+    int8: Literal["static", "dynamic"]  # ranges of activations measured on samples, or by the graph itself at every run
 
     def probes(self, max_batch: int) -> list[Probe]:
         """What every stored file is run on, samples aside."""

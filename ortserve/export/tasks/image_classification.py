@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -63,6 +64,7 @@ class ImageClassification:
     samples = "pictures"
     measure = "top-1 agreement"
     remedy = "give trained --weights and a --calibration DIR of varied pictures like those you will serve"
+    int8: Literal["static", "dynamic"] = "static"
 
     def __init__(self, preprocessing: Preprocessing, classes: int) -> None:
         self._preprocessing = preprocessing
