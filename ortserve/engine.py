@@ -52,6 +52,10 @@ class Engine(Protocol):
         """
         ...
 
+    def stay(self) -> None:
+        """This process was told to end: what answers its rows now is to do so until `close`."""
+        ...
+
     async def close(self) -> None:
         """Nothing, once every admitted row is answered."""
         ...

@@ -142,6 +142,9 @@ class LocalEngine:
             places.pop_all()  # all have a place: they are the caller's
         return tickets
 
+    def stay(self) -> None:
+        """Nothing: it is here."""
+
     async def close(self) -> None:
         """Nothing, once every admitted row is answered and the threads have ended."""
         await self._batcher.close()

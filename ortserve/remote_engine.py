@@ -28,6 +28,7 @@ logger = logging.getLogger("ortserve.remote_engine")
 FIRST_PAUSE_S = 0.05  # before the second attempt to reach the runner; each is twice the one before
 LONGEST_PAUSE_S = 1.0  # a runner that is back is found within about a second
 SAID_EVERY_S = 10.0  # how often a start says that it still waits
+GOING_S = 5.0  # a runner that is about to end is used so long while no other is found; then it is let go, or it would never end
 CLOSE_S = 1.0  # for what was put to be sent before this process ends
 # What is known of the runner's queue is believed this long: a batch on a GPU ends sooner, older news of a full queue would refuse in vain.
 FRESH_S = 0.05
@@ -211,8 +212,9 @@ class RemoteEngine:
         self._link: _Link | None = None
         self._links: set[_Link] = set()  # with those whose runner is going, until their rows are answered
         self._keeper: asyncio.Task[None] | None = None
-        self._retiring: asyncio.Task[None] | None = None  # the latest; kept so that it is not collected
+        self._retiring: set[asyncio.Task[None]] = set()  # kept, or they would be collected
         self._linked = asyncio.Event()
+        self._staying = False
         self._closing = False
 
     @property
@@ -267,6 +269,10 @@ class RemoteEngine:
             raise refusals.queue_full(rows, limit, waiting, link.drain_s)
         return link.reserve(rows, deadline)
 
+    def stay(self) -> None:
+        """As `Engine.stay`: a runner that ends with this process, because both were told to, is not let go before."""
+        self._staying = True
+
     async def close(self) -> None:
         """Nothing, once every admitted row is answered; the streams are closed then."""
         self._closing = True
@@ -288,8 +294,8 @@ class RemoteEngine:
                 link = await self._open()
             except (OSError, FrameError) as error:
                 self._linked.set()
-                if said != (said := str(error)):
-                    logger.error("no runner at %s: %s", self._address.text, error)
+                if said != (said := str(error)):  # while the one that is going still answers, nothing is amiss
+                    logger.log(logging.DEBUG if self.available else logging.ERROR, "no runner at %s: %s", self._address.text, error)
                 await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # not all API workers at once
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
                 continue
@@ -298,10 +304,22 @@ class RemoteEngine:
             self._links.add(link)
             self._linked.set()
             if before is not None:
-                self._retiring = asyncio.ensure_future(self._retire(before))
+                self._retire(before)
             await link.over.wait()
+            asyncio.get_running_loop().call_later(GOING_S, self._let_go, link)
 
-    async def _retire(self, link: _Link) -> None:
+    def _let_go(self, link: _Link) -> None:
+        if self._link is link and not self._staying:
+            self._link = None
+            self._retire(link)
+
+    def _retire(self, link: _Link) -> None:
+        task = asyncio.ensure_future(self._end_idle(link))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def _end_idle(self, link: _Link) -> None:
+        """Close a link that takes no more rows, once those it has are answered."""
         await link.idle.wait()
         link.end()
         self._links.discard(link)

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
+import os
+import tempfile
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -30,6 +34,9 @@ if TYPE_CHECKING:
     from ortserve.readiness import Readiness
     from ortserve.streams import Streams
 
+logger = logging.getLogger("ortserve.services")
+
+_A_SOCKET = "bentoml-uds-12345678/140000000000000.sock"  # as BentoML names it in the temporary folder
 RUNNER = "model_runner"  # its name in BentoML's runner map, and for `bentoml start-http-server --service-name`
 
 
@@ -42,6 +49,21 @@ class OrtService(PackagedService):
     def worker_count(self) -> int:
         """As many as the profile says."""
         return self.profile.workers
+
+    def begin(self) -> None:
+        """As every service; and the runner's socket is one that this machine can make."""
+        super().begin()
+        from _bentoml_impl.server.serving import MAX_AF_UNIX_PATH_LENGTH  # imported late: only the parent process has it anyway
+
+        longest = len(str(Path(tempfile.gettempdir()) / _A_SOCKET))
+        if self.profile.placement == "separate" and longest >= MAX_AF_UNIX_PATH_LENGTH:
+            os.environ["BENTOML_NO_UDS"] = "1"  # BentoML would end with an assertion
+            logger.warning(
+                "the temporary folder's name is too long for a unix socket (%d characters, fewer than %d wanted): a runner of this start "
+                "listens on a port of 127.0.0.1; set TMPDIR to a shorter one where this machine has other users",
+                longest,
+                MAX_AF_UNIX_PATH_LENGTH,
+            )
 
     def all_services(self, exclude_urls: bool = False) -> dict[str, Any]:
         """This one and the runner. Those to start (`exclude_urls`) hold the runner only where the profile places it apart."""
@@ -101,6 +123,10 @@ class OrtService(PackagedService):
         offered = {endpoint.path for endpoint in self.served.task.endpoints}
         self.apis = {name: api for name, api in self.apis.items() if api.route in offered}  # of every task; this model has one
         return routes.build(self.served, self.profile, ready, lives, self.metrics)
+
+    def leave(self) -> None:
+        """Where the runner ends too, this worker's rows still go to it."""
+        self.engine.stay()
 
     async def close(self) -> None:
         """Answer what was admitted, then end the threads."""

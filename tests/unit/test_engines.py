@@ -319,14 +319,41 @@ def test_a_runner_that_goes_answers_what_it_has_while_the_next_one_takes_over(tm
     run(test)
 
 
-def test_a_runner_that_goes_with_no_other_there_answers_on(tmp_path: Path) -> None:
+def test_a_runner_that_goes_with_no_other_there_is_let_go_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_engine, "GOING_S", 0.1)
+
+    async def test() -> None:
+        session = Held()
+        async with runner_at(tmp_path / "s", session, settings()) as runner:
+            engine = remote(tmp_path / "s")
+            await engine.start()
+            runner.streams.leave()
+            assert engine._link is not None
+            await engine._link.over.wait()
+            assert engine.available  # for the while
+            asked = asking(engine, 1)
+            await until(lambda: not engine.available)
+            with pytest.raises(RunnerUnavailable):
+                engine.admit(1, deadline=time.monotonic() + FAR_S)
+            assert runner.server.server_state.connections  # its row is still there
+            session.release()
+            assert await asyncio.gather(*asked) == [10]
+            await until(lambda: not engine._links)  # it can end
+            await engine.close()
+
+    run(test)
+
+
+def test_a_runner_that_goes_with_its_api_worker_answers_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_engine, "GOING_S", 0.01)
+
     async def test() -> None:
         async with runner_at(tmp_path / "s", Held(held=False), settings()) as runner:
             engine = remote(tmp_path / "s")
             await engine.start()
-            (tmp_path / "s").unlink()
+            engine.stay()
             runner.streams.leave()
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
             assert engine.available
             assert await ask(engine, 1) == 10
             await engine.close()
