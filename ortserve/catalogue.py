@@ -127,7 +127,9 @@ CATALOGUE: tuple[Entry, ...] = (
         "livesum",
     ),
     Entry("ortserve_ready_workers", "gauge", (), "workers", "Warm and living workers, as `/readyz` counts them.", "livemostrecent"),
-    Entry("ortserve_expected_workers", "gauge", (), "workers", "Workers that the profile asks for, the runner among them.", "livemostrecent"),
+    Entry(
+        "ortserve_expected_workers", "gauge", (), "workers", "Workers that the profile asks for, the runner among them.", "livemostrecent"
+    ),
     Entry(
         "ortserve_worker_starts_total",
         "counter",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from bentoml._internal.configuration.containers import BentoMLContainer
 
-from ortserve import openapi
+from ortserve import openapi, readiness
 from ortserve.bento import PackagedService
 from ortserve.errors import ProfileError
 
@@ -88,7 +88,9 @@ class OrtService(PackagedService):
                 f"one, or `bentoml start-http-server --depends {RUNNER}=http://HOST:PORT`"
             )
         engine = RemoteEngine(Address.parse(address), _identity(self.package))
-        asyncio.run(engine.wait_for_runner())
+        folder = readiness.run_folder()
+        if not asyncio.run(engine.wait_for_runner(lambda: not readiness.parent_lives(folder))):
+            raise SystemExit(1)  # nobody is left who would want it
         self.metrics.started(self.package.manifest.name)
         return engine
 

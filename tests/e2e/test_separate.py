@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tests.packages import COLOURS, add_package, picture, write_profile
+from tests.rush import at_once
 from tests.serving import ROOT, SERVE_ONE, Server, free_port, until
 
 pytestmark = pytest.mark.e2e
@@ -32,7 +33,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def slow(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def temp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The temporary folder of `slow`."""
+    return tmp_path_factory.mktemp("temp")
+
+
+@pytest.fixture(scope="module")
+def slow(home: Path, temp: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Two API workers and a runner: batches of two, four places in the queue."""
     mine = write_profile(
         tmp_path_factory.mktemp("slow") / "slow.yaml",
@@ -40,8 +47,9 @@ def slow(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
         workers=WORKERS,
         batching={"max_batch_size": 2, "max_queue_size": 4},
         limits={"request_timeout_ms": 60_000},
+        stopping={"drain_delay_ms": 100},
     )
-    with Server(home, env={"ORTSERVE_PROFILE": mine, "ORTSERVE_MODEL": "slow"}) as server:
+    with Server(home, env={"ORTSERVE_PROFILE": mine, "ORTSERVE_MODEL": "slow", "TMPDIR": str(temp)}) as server:
         yield server
 
 
@@ -124,17 +132,7 @@ def test_one_page_of_metrics_counts_all_three(slow: Server) -> None:
 
 def test_one_queue_for_all_api_workers_refuses_what_is_too_much(slow: Server) -> None:
     colours = [NAMES[index % 3] for index in range(24)]
-    together = threading.Barrier(len(colours))
-
-    def ask(colour: str) -> httpx.Response:
-        together.wait()
-        return classify(slow, colour)
-
-    with ThreadPoolExecutor(len(colours)) as pool:
-        answers = list(pool.map(ask, colours))
-    taken = [(answer, colour) for answer, colour in zip(answers, colours, strict=True) if answer.status_code == 200]
-    refused = [answer for answer in answers if answer.status_code == 429]
-    assert len(taken) + len(refused) == len(colours), Counter(answer.text for answer in answers)
+    taken, refused = at_once(colours, lambda colour: classify(slow, colour))
     assert len(taken) >= 4
     assert all(best(answer) == colour for answer, colour in taken)
     assert len(refused) >= 8  # six fit at once in all, however many API workers there are, and a few more as those finish
@@ -224,34 +222,23 @@ def test_a_killed_api_worker_takes_only_its_own_callers_with_it(slow: Server) ->
 # --- ended -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_service_told_to_stop_answers_everything_it_has_read(home: Path, tmp_path: Path) -> None:
-    temp = tmp_path / "temp"
-    temp.mkdir()
-    mine = write_profile(
-        tmp_path / "patient.yaml",
-        placement="separate",
-        workers=WORKERS,
-        batching={"max_batch_size": 1},
-        limits={"request_timeout_ms": 60_000},
-        stopping={"drain_delay_ms": 100},
-    )
-    with (
-        Server(home, env={"ORTSERVE_PROFILE": mine, "ORTSERVE_MODEL": "slow", "TMPDIR": str(temp)}) as server,
-        ThreadPoolExecutor(8) as pool,
-    ):
-        asked = [(colour, pool.submit(classify, server, colour)) for colour in (NAMES * 3)[:8]]
-        until(lambda: value(server, "ortserve_queue_size_rows") >= 5)
-        server.process.send_signal(signal.SIGTERM)
+def test_a_service_told_to_stop_answers_everything_it_has_read(slow: Server, temp: Path) -> None:
+    """The last test that has `slow`."""
+    until(lambda: status(slow) == 200 and status(slow) == 200)
+    before = value(slow, "ortserve_batch_size_rows_sum")
+    with ThreadPoolExecutor(6) as pool:
+        asked = [(colour, pool.submit(classify, slow, colour)) for colour in NAMES * 2]
+        until(lambda: value(slow, "ortserve_batch_size_rows_sum") - before + value(slow, "ortserve_queue_size_rows") >= 6)
+        slow.process.send_signal(signal.SIGTERM)
         for colour, future in asked:
             answer = future.result()
             assert answer.status_code == 200, answer.text
             assert best(answer) == colour
-        assert server.wait_exit() == 0
-        assert server.processes() == []
-        assert [path.name for path in temp.iterdir()] == []
-        assert "Traceback" not in server.log()
-        assert "ERROR" not in server.log()
-        assert "listens on a port of 127.0.0.1" in server.log()  # pytest's folders have long names
+    assert slow.wait_exit() == 0
+    assert slow.processes() == []
+    assert [path.name for path in temp.iterdir()] == []
+    assert "Traceback" not in slow.log()
+    assert "listens on a port of 127.0.0.1" in slow.log()  # pytest's folders have long names
 
 
 # --- two machines ----------------------------------------------------------------------------------------------------
@@ -295,26 +282,11 @@ def test_a_runner_by_itself_serves_api_workers_by_http_and_may_go_and_come(home:
     assert "Traceback" not in api.log()
 
 
-@pytest.mark.parametrize(
-    ("placement", "env", "says"),
-    [
-        ("in_process", {"BENTOML_SERVE_SERVICE_NAME": "model_runner"}, "expected separate to serve model_runner"),
-        (
-            "separate",
-            {"BENTOML_SERVE_DEPENDS": "model_runner=runner:3000"},
-            "the runner's address is 'runner:3000': expected http://HOST:PORT",
-        ),
-    ],
-    ids=["runner", "address"],
-)
-def test_two_halves_that_do_not_fit_end_their_start_with_one_line(
-    digits_home: Path, tmp_path: Path, placement: str, env: dict[str, str], says: str
-) -> None:
-    mine = write_profile(tmp_path / "mine.yaml", placement=placement)
-    server = Server(digits_home, command=SERVE_ONE, env={**env, "ORTSERVE_PROFILE": mine})
+def test_a_runner_that_its_profile_does_not_place_apart_ends_its_start_with_one_line(digits_home: Path) -> None:
+    server = Server(digits_home, command=SERVE_ONE, env={"BENTOML_SERVE_SERVICE_NAME": "model_runner"})
     try:
         assert server.wait_exit(120) == 1
-        assert says in server.log().splitlines()[-1]
+        assert "expected separate to serve model_runner" in server.log().splitlines()[-1]
         assert "Traceback" not in server.log()
     finally:
         server.stop()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ortserve import frames, remote_engine, runner_stream
+from ortserve import frames, remote_engine, runner_link, runner_stream
 from ortserve.engine import Engine
 from ortserve.errors import (
     DeadlineExceeded,
@@ -255,9 +255,17 @@ def test_a_start_waits_for_its_runner_and_knows_its_facts(tmp_path: Path) -> Non
         await asyncio.sleep(0.02)
         assert not waiting.done()
         async with runner_at(tmp_path / "s", Held(held=False), settings(max_queue_size=17)):
-            await waiting
+            assert await waiting
             assert engine.batching.max_queue_size == 17
             assert engine.facts()["batching"]["max_queue_size"] == 17
+
+    run(test)
+
+
+def test_a_start_that_nobody_wants_any_more_is_given_up(tmp_path: Path) -> None:
+    async def test() -> None:
+        tries = iter([False, False, True])
+        assert not await remote(tmp_path / "s").wait_for_runner(lambda: next(tries))
 
     run(test)
 
@@ -378,7 +386,7 @@ def test_a_silent_runner_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_two_api_workers_share_one_queue_and_the_second_asks_nobody_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_engine, "FRESH_S", FAR_S)
+    monkeypatch.setattr(runner_link, "FRESH_S", FAR_S)
 
     async def test() -> None:
         session = Held()

@@ -30,7 +30,7 @@ FOUNDATION = {"errors", "manifest", "profile", "cpus", "images", "image_headers"
 # Runs models and knows no HTTP.
 ENGINE = {
     *("session", "batching", "batch", "fair_queue", "slots", "refusals"),
-    *("engine", "local_engine", "remote_engine", "runner_stream", "frames"),
+    *("engine", "local_engine", "remote_engine", "runner_link", "runner_stream", "frames"),
 }
 # What belongs to HTTP and BentoML: nothing of the foundation, the engine or the build may import it.
 EDGE = {
