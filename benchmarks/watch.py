@@ -57,13 +57,12 @@ def measure(folder: Path, hook: Webhook) -> dict[str, Any]:
         begun = time.time()
         statuses = load(first.base_url)
         panels.draw(prometheus, begun, time.time(), PICTURE)
-        fired_under_load = sorted({alert.name for alert in hook.told if alert.status == "firing"})
         return {
             "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "python": platform.python_version(),
             "prometheus": _version("prometheus"),
             "alertmanager": _version("alertmanager"),
-            "load": {"phases_callers_seconds": PHASES, "statuses": statuses, "alerts_fired": fired_under_load},
+            "load": {"phases_callers_seconds": PHASES, "statuses": statuses},
             "trip": trip(first, home, environment, prometheus, hook, running),
         }
 
@@ -125,12 +124,10 @@ def trip(
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     one, answers = result["trip"], result["load"]["statuses"]
-    fired = ", ".join(f"`{name}`" for name in result["load"]["alerts_fired"]) or "no alert"
     listed = ", ".join(f"{count} times {status}" for status, count in sorted(answers.items()))
     lines = [
         f"Measured {result['measured_at'][:10]} with the shipped intervals, Prometheus {result['prometheus']}, Alertmanager "
-        f"{result['alertmanager']}. The load before it was answered {listed}; "
-        f"the webhook was told of {fired}.",
+        f"{result['alertmanager']}. The load before it was answered {listed}.",
         "",
         f"| `{one['alert']}` | seconds |",
         "|---|---|",

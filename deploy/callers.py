@@ -1,74 +1,84 @@
-"""Callers in a closed loop that count everything: what was answered, with which status, by which version, and what was lost."""
+"""Callers that ask without a pause until nobody listens any more, and know of each request what became of it."""
 
 from __future__ import annotations
 
-import http.client
-import json
+import socket
 import threading
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from types import TracebackType
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """One request: when it was sent and done with (`time.monotonic()`), what came of it, and the version that answered."""
-
-    begun: float
-    ended: float
-    outcome: str  # the HTTP status, or the name of what broke the connection
-    version: str = ""
+import httpx
 
 
 class Callers:
-    """`count` callers, each over a connection of its own that it keeps: one request after another, nothing is ever sent twice.
+    """`count` threads that post `content` to `url`; every other one keeps its connection for as long as the service does."""
 
-    As a context manager they call inside the block. A request that fails costs its caller a tenth of a second, as a person's retry would.
-    """
+    def __init__(self, url: str, content: bytes, *, count: int) -> None:
+        self.refused = 0  # nobody accepted the connection
+        self.lost: list[str] = []  # accepted, and not answered with 200
+        self._answered = 0
+        self._asking = 0
+        self._url, self._content = url, content
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(count)
+        self._callers = [self._pool.submit(self._call, keep=index % 2 == 1) for index in range(count)]
 
-    def __init__(self, port: int, body: bytes, content_type: str, count: int) -> None:
-        self._port = port
-        self._body = body
-        self._headers = {"content-type": content_type}
-        self._stop = threading.Event()
-        self._sent: list[list[Sent]] = [[] for _ in range(count)]
-        self._threads = [threading.Thread(target=self._call, args=(index,)) for index in range(count)]
+    def answered(self) -> int:
+        """Requests answered with 200 so far."""
+        return self._answered
 
-    def __enter__(self) -> Callers:
-        for thread in self._threads:
-            thread.start()
-        return self
+    def in_flight(self) -> int:
+        """Requests that wait for their answer now."""
+        return self._asking
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
+    def wait_for(self, answers: int, timeout_s: float = 60) -> None:
+        """Come back once so many were answered. Raises AssertionError where that takes too long."""
+        self._until(lambda: self._answered >= answers, timeout_s)
 
-    def sent(self) -> list[Sent]:
-        """Every request done with so far, in the order they were sent."""
-        return sorted((one for mine in self._sent for one in list(mine)), key=lambda one: one.begun)
+    def wait(self, timeout_s: float = 120) -> None:
+        """Come back once every caller was refused or has lost a request."""
+        for caller in self._callers:
+            caller.result(timeout_s)
+        self._pool.shutdown()
 
-    def _call(self, index: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
-        while not self._stop.is_set():
-            begun, version = time.monotonic(), ""
-            try:
-                connection.request("POST", "/classify", self._body, self._headers)
-                answer = connection.getresponse()
-                text, outcome = answer.read(), str(answer.status)
-                if answer.status == 200:
-                    version = json.loads(text)["version"]
-            except (OSError, http.client.HTTPException) as error:
-                outcome = type(error).__name__
-                connection.close()  # the next request opens it anew
-            self._sent[index].append(Sent(begun, time.monotonic(), outcome, version))
-            if outcome != "200":
-                self._stop.wait(0.1)
-        connection.close()
+    def _until(self, happened: Callable[[], bool], timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not happened():
+            assert time.monotonic() < deadline, f"{self._answered} answers in {timeout_s:g} s, {len(self.lost)} lost: {self.lost[:1]}"
+            time.sleep(0.02)
+
+    def _call(self, *, keep: bool) -> None:
+        going = True
+        while going:
+            with httpx.Client(timeout=60) as client:
+                going = self._ask(client)
+                while keep and going:
+                    going = self._ask(client)
+
+    def _ask(self, client: httpx.Client) -> bool:
+        with self._lock:
+            self._asking += 1
+        answered, lost = False, ""
+        try:
+            answer = client.post(self._url, content=self._content, headers={"content-type": "image/png"})
+            answered, lost = answer.status_code == 200, "" if answer.status_code == 200 else f"{answer.status_code}: {answer.text}"
+        except httpx.ConnectError:
+            pass
+        except httpx.HTTPError as error:
+            lost = repr(error)
+        with self._lock:
+            self._asking -= 1
+            self._answered += answered
+            self.refused += not answered and not lost
+            if lost:
+                self.lost.append(lost)
+        return answered
 
 
-def failures(sent: Sequence[Sent]) -> dict[str, int]:
-    """What was not answered with 200, by outcome."""
-    return dict(Counter(one.outcome for one in sent if one.outcome != "200"))
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

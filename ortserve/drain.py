@@ -24,9 +24,7 @@ logger = logging.getLogger("ortserve.drain")
 
 PARENT_LOOK_S = 1.0  # between two looks whether the parent lives; its port stays taken for so long after a kill -9
 _HANDSHAKE_S = 0.2  # for handshakes under way when newcomers are turned away: a round trip around the world
-_QUEUE_LOOK_S = 0.02
 _QUEUE_WAIT_S = 5.0  # no event loop of this service stands still for so long
-_CLOSE_AFTER_S = 0.5  # by then every other worker has stopped accepting too; a client tries its SYN again after a second
 
 _SO_ATTACH_FILTER = 26
 _TCP_LISTEN = 10
@@ -87,35 +85,45 @@ class Drain:
         turned_away = [turn_newcomers_away(held) for held in listening]
         if any(turned_away):
             await asyncio.sleep(_HANDSHAKE_S)
-            deadline = self._loop.time() + _QUEUE_WAIT_S
-            while any(waiting(held) for held in listening) and self._loop.time() < deadline:
-                await asyncio.sleep(_QUEUE_LOOK_S)
-        self._loop.call_later(_CLOSE_AFTER_S, _close, listening)
+        deadline = self._loop.time() + _QUEUE_WAIT_S
+        while any(waiting(held) for held in listening) and self._loop.time() < deadline:
+            await asyncio.sleep(0)  # uvicorn accepts in between, as every other worker does
+        for server in self._server.servers:
+            server.close()
+        _close(listening)
         self._server.should_exit = True  # without the signal uvicorn would raise again once it has ended: the status is 0
 
 
 def turn_newcomers_away(listening: socket.socket) -> bool:
     """Let the kernel ignore new connections to that socket, whichever process accepts from it. False where it cannot (no Linux, no TCP).
 
-    Dropped, not refused: a refusal could only be had by closing the socket, and that resets connections nobody has accepted yet.
+    Dropped, not refused: a refusal could only be had by closing the socket, and that resets connections nobody has accepted yet. Where
+    a process without privileges may set no filter, the socket is closed in the first moment in which none waits: some microseconds
+    remain in which one could come in.
     """
-    if sys.platform != "linux" or listening.family not in (socket.AF_INET, socket.AF_INET6):
+    if not _is_linux_tcp(listening):
         return False
     program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in _NO_NEWCOMERS))
     try:
         listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(_NO_NEWCOMERS), ctypes.addressof(program)))
     except OSError as error:
-        logger.warning("connections that come in while this service stops may be reset: this kernel takes no socket filter (%s)", error)
+        logger.info("this kernel takes no socket filter from this process (%s): newcomers are refused a moment earlier", error)
         return False
     return True
 
 
 def waiting(listening: socket.socket) -> int:
-    """How many connections wait to be accepted there. 0 where Linux does not tell, or nothing listens any more."""
+    """How many connections wait to be accepted there. 0 where the kernel does not tell, or nothing listens any more."""
+    if not _is_linux_tcp(listening):
+        return 0
     info = listening.getsockopt(
         socket.IPPROTO_TCP, socket.TCP_INFO, 32
     )  # linux/tcp.h: eight bytes, then rto, ato, snd_mss, rcv_mss, unacked
     return struct.unpack_from("I", info, 24)[0] if info[0] == _TCP_LISTEN else 0
+
+
+def _is_linux_tcp(listening: socket.socket) -> bool:
+    return sys.platform == "linux" and listening.family in (socket.AF_INET, socket.AF_INET6)
 
 
 def _duplicate(held: socket.socket) -> int:

@@ -146,7 +146,8 @@ def preprocess(image: Image.Image, how: Preprocessing) -> NDArray[np.uint8]:
     """An RGB picture as `uint8[height, width, 3]`, C-contiguous and read-only; the pixels are those of torchvision on PIL pictures.
 
     crop: `resize(image, resize_size)` then `center_crop(image, [height, width])`, with its roundings and its black border where the
-    picture is smaller than the crop. stretch: `resize(image, [height, width])`. pad: `PIL.ImageOps.pad` with `pad_value`, except that a
+    picture is smaller than the crop. stretch: `resize(image, [height, width])`, or to a square of
+    `resize_size` and then `center_crop`. pad: `PIL.ImageOps.pad` with `pad_value`, except that a
     side never vanishes. letterbox, and stretch without antialiasing: `ortserve.placement`. Raises ImageTooLarge for a crop of a picture whose sides differ more than `MAX_ASPECT` times.
     """
     if how.mode == "letterbox" or not how.antialias:
@@ -155,7 +156,8 @@ def preprocess(image: Image.Image, how: Preprocessing) -> NDArray[np.uint8]:
     if how.mode == "crop":
         image = _crop(_resize(image, shorter_side(image.size, how.resize_size or min(how.height, how.width)), resampling), how)
     elif how.mode == "stretch":
-        image = _resize(image, (how.width, how.height), resampling)
+        image = _resize(image, (how.resize_size, how.resize_size) if how.resize_size else (how.width, how.height), resampling)
+        image = _crop(image, how) if how.resize_size else image
     else:
         image = _pad(image, how, resampling)
     return np.asarray(image)

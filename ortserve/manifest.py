@@ -42,14 +42,14 @@ class Preprocessing(_Facts):
     """How a decoded RGB picture becomes `uint8[height, width, 3]`; equals torchvision's reference transform on PIL pictures.
 
     `crop`: the shorter side is resized to `resize_size`, then the centre `height` x `width` is cut (torchvision's `ImageClassification`).
-    `stretch`: resized to `height` x `width`, whatever the aspect. `pad`: resized to fit inside, centred, the rest is `pad_value`.
+    `stretch`: resized to `height` x `width`, whatever the aspect; with a `resize_size`, to a square of that and then cut. `pad`: resized to fit inside, centred, the rest is `pad_value`.
     `letterbox`: as `pad`, with Ultralytics' roundings.
     """
 
     mode: Literal["crop", "stretch", "pad", "letterbox"]
     height: int = Field(gt=0)
     width: int = Field(gt=0)
-    resize_size: int | None = Field(default=None, gt=0)  # pixels of the shorter side; only for mode "crop"
+    resize_size: int | None = Field(default=None, gt=0)  # pixels of the shorter side; for modes "crop" and "stretch"
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     # False: each pixel from its nearest neighbours alone, also where the picture shrinks, as OpenCV's INTER_LINEAR does it. For detectors.
     antialias: bool = True

@@ -54,7 +54,8 @@ class Batching(_Section):
     max_in_flight: int = Field(default=1, ge=1, le=64)
     max_queue_size: int = Field(default=256, ge=1)
     buckets: tuple[int, ...] = ()  # batch sizes the session is given; smaller batches are padded. Empty: any size
-    sequence_buckets: tuple[int, ...] = (16, 32, 64, 128, 256, 512)  # tokens: rows up to the same bound share a batch
+    # Tokens: texts up to the same bound share a batch. Rising by half at most, so that little of one is padding.
+    sequence_buckets: tuple[int, ...] = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
     max_batch_tokens: int | None = Field(default=None, ge=1)  # rows times the bound of their length; None: rows alone decide
 
     @model_validator(mode="after")

@@ -59,6 +59,7 @@ class Notes:
         self.queue: list[int] = []
         self.started: list[tuple[int, int, int]] = []
         self.finished: list[tuple[int, int]] = []
+        self.padded: list[tuple[int, int]] = []
 
     def queue_changed(self, rows: int) -> None:
         self.queue.append(rows)
@@ -66,6 +67,9 @@ class Notes:
     def batch_started(self, rows: int, in_flight: int, queue_s: Sequence[float]) -> None:
         assert all(wait_s >= 0 for wait_s in queue_s)
         self.started.append((rows, in_flight, len(queue_s)))
+
+    def batch_padded(self, tokens: int, padding_tokens: int) -> None:
+        self.padded.append((tokens, padding_tokens))
 
     def batch_finished(self, rows: int, in_flight: int, inference_s: float) -> None:
         assert inference_s >= 0

@@ -163,6 +163,11 @@ class Server:
                 continue  # it ended meanwhile, or belongs to someone else
         return found
 
+    def workers(self) -> list[psutil.Process]:
+        """The living worker processes, the oldest first."""
+        found = [process for process in self.processes() if "_bentoml_impl.worker.service" in process.cmdline()]
+        return sorted(found, key=lambda process: process.create_time())
+
     def log(self) -> str:
         """Everything the processes wrote so far, standard output and standard error together."""
         try:

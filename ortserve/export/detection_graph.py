@@ -34,6 +34,7 @@ class Tail:
     width: int
     suppress: bool
     max_detections: int
+    candidates_per_class: int | None = None  # only the best so many of a class are looked at: torchvision's SSD; None: all
 
 
 def raw_names(form: Form) -> tuple[str, ...]:
@@ -87,7 +88,7 @@ def _constants(tail: Tail) -> dict[str, NDArray[np.generic]]:
     integers = {"zero": 0, "one": 1, "two": 2, "four": 4, "five": 5, "classes_count": tail.form.classes}
     vectors = {
         "at_0": [0], "at_1": [1], "at_2": [2], "at_4": [4], "at_5": [5], "at_end": [np.iinfo(np.int64).max], "at_last": [-1],
-        "axes_12": [1, 2], "most": [tail.max_detections],
+        "axes_12": [1, 2], "most": [tail.max_detections], "leading_count": [min(tail.candidates_per_class or 1, tail.form.boxes)],
     }  # fmt: skip
     floats: dict[str, float | list[float] | list[list[float]]] = {
         "half": 0.5, "none": 0.0, "no_score": [0.0], "off_on": [0.0, 1.0], "no_box": [[0.0] * 4],
@@ -181,10 +182,18 @@ def _suppression(tail: Tail) -> str:
             hot = OneHot<axis=0>(some_classes, classes_count, off_on)
             by_class = Mul(hot, some_scores)"""
     else:
-        body = """
+        limited = "chosen = Identity(allowed)"
+        if tail.candidates_per_class is not None:
+            limited = """
+            leading, _ranks = TopK<axis=1>(row_scores, leading_count)
+            border = Slice(leading, at_last, at_end, at_1)
+            ahead = GreaterOrEqual(row_scores, border)
+            chosen = And(allowed, ahead)"""
+        body = f"""
             above = Greater(row_scores, threshold)
             column = Unsqueeze(mask, at_1)
-            chosen = And(above, column)
+            allowed = And(above, column)
+            {limited}
             by_class = Where(chosen, row_scores, none)
             some_boxes = Identity(row_boxes)"""
     return f"""

@@ -54,9 +54,9 @@ def _activated(scores: NDArray[np.float32], form: Form) -> NDArray[np.float32]:
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True), np.float32)
 
 
-def suppressed(found: Tensors, inputs: Tensors, most: int) -> Tensors:
-    """`detections` float32[rows,most,6] and `count` int64[rows] of candidates, under each row's own thresholds and classes."""
-    rows = len(found["boxes"])
+def suppressed(found: Tensors, inputs: Tensors, tail: Tail) -> Tensors:
+    """`detections` float32[rows,max_detections,6] and `count` int64[rows] of candidates, under each row's own thresholds and classes."""
+    rows, most = len(found["boxes"]), tail.max_detections
     detections, count = np.zeros((rows, most, 6), np.float32), np.zeros(rows, np.int64)
     for row in range(rows):
         boxes, scores, classes = nms.candidates(
@@ -65,6 +65,7 @@ def suppressed(found: Tensors, inputs: Tensors, most: int) -> Tensors:
             found["classes"][row] if "classes" in found else None,
             score_threshold=inputs["score_threshold"][row],
             wanted=inputs["class_mask"][row],
+            per_class=tail.candidates_per_class,
         )
         kept = nms.suppress(boxes, scores, classes, iou_threshold=inputs["iou_threshold"][row], most=most)
         count[row] = len(kept)

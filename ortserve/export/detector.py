@@ -51,7 +51,7 @@ class DetectorReference:
         found = decoded([outputs[index] for index in self._order], self._tail)
         if not self._tail.suppress:
             return found
-        return {**suppressed(found, inputs, self._tail.max_detections), **found}
+        return {**suppressed(found, inputs, self._tail), **found}
 
 
 def from_raw(
@@ -66,6 +66,7 @@ def from_raw(
     graph: Callable[[Form, tuple[int, ...], int | None], onnx.ModelProto],
     batch: int | None = None,
     batch_note: str = "",
+    candidates_per_class: int | None = None,
     shown: str,
 ) -> Loaded:
     """The detector, its form told from a run on noise. `graph(form, order, opset)` gives its graph with outputs named by `raw_names`.
@@ -84,7 +85,7 @@ def from_raw(
         raise SourceError(f"--nms {options.nms}: {shown} answers each object once, there is nothing to suppress: leave it out")
     suppress = form.layout != "end-to-end" and options.nms != "service"
     most = min(options.max_detections or MAX_DETECTIONS, form.boxes * (form.classes if form.labels_per_box == "all" else 1))
-    tail = Tail(form, preprocessing.height, preprocessing.width, suppress, most)
+    tail = Tail(form, preprocessing.height, preprocessing.width, suppress, most, candidates_per_class if suppress else None)
     return Loaded(
         name=name,
         task=ObjectDetection(preprocessing, tail),

@@ -17,7 +17,8 @@ from ortserve.export.labels import model_name, read_labels
 from ortserve.export.loaded import Loaded
 from ortserve.export.module import from_module
 from ortserve.export.options import Options
-from ortserve.export.preprocessing import decide
+from ortserve.export.preprocessing import decide, decide_detector
+from ortserve.export.torch_detector import from_detector
 from ortserve.manifest import Source, sha256_of
 
 
@@ -38,6 +39,15 @@ def load(options: Options) -> Loaded:
         digest = sha256_of(Path(weights).expanduser())
     shown = {None: "the factory's own", "random": f"random (seed {options.seed})"}.get(weights, Path(weights or "").name)
     source = Source(kind="python", reference=f"{path.name}:{factory}", weights=shown, weights_sha256=digest)
+    if options.task == "object-detection":
+        return from_detector(
+            model,
+            name=model_name(path.stem),
+            options=options,
+            preprocessing=decide_detector(options),
+            labels=read_labels(options.labels),
+            source=source,
+        )
     return from_module(model, model_name(path.stem), read_labels(options.labels), decide(options), source)
 
 

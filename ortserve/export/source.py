@@ -1,4 +1,4 @@
-"""SOURCE, told apart: digits, a torchvision name, a Hugging Face directory, the user's own Python file, or an ONNX file."""
+"""SOURCE, told apart: digits, a torchvision or timm name, a Hugging Face directory, the user's own Python file, an Ultralytics or an ONNX file."""
 
 from __future__ import annotations
 
@@ -29,6 +29,14 @@ def load(options: Options, advance: Callable[[int, int], None]) -> Loaded:
         from ortserve.export import onnx_detector, onnx_file
 
         return onnx_detector.load(options) if options.task == "object-detection" else onnx_file.load(options)
+    if source.startswith("timm:"):
+        from ortserve.export import timm_zoo
+
+        return timm_zoo.load(options)
+    if source.lower().endswith((".pt", ".yaml", ".yml")):
+        from ortserve.export import ultralytics_model
+
+        return ultralytics_model.load(options)
     if ":" in source or source.lower().endswith(".py"):
         from ortserve.export import python_file
 

@@ -45,13 +45,18 @@ def candidates(
     *,
     score_threshold: float,
     wanted: NDArray[np.bool_],
+    per_class: int | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
     """The boxes, scores and classes over the threshold and of a wanted class.
 
-    With `classes` [A], `scores` are [A]: one label a box. Without, they are [C,A] and a box comes once for each of its classes.
+    With `classes` [A], `scores` are [A]: one label a box. Without, they are [C,A] and a box comes once for each of its classes; of each
+    class then only the `per_class` best.
     """
     if classes is not None:
         index = np.flatnonzero((scores > score_threshold) & wanted[classes])
         return boxes[index], scores[index], classes[index]
-    label, index = np.nonzero((scores > score_threshold) & wanted[:, np.newaxis])
+    chosen = (scores > score_threshold) & wanted[:, np.newaxis]
+    if per_class is not None and per_class < scores.shape[1]:
+        chosen &= scores >= np.partition(scores, -per_class, axis=1)[:, -per_class, np.newaxis]
+    label, index = np.nonzero(chosen)
     return boxes[index], scores[label, index], label.astype(np.int64)

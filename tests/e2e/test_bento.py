@@ -42,7 +42,7 @@ def bentos(tmp_path_factory: pytest.TempPathFactory) -> Bentos:
     checkout = tmp_path_factory.mktemp("checkout")
     bentoml(home, "models", "import", str(DIGITS))
     add_package(home, "colours:1")
-    for name in ("ortserve", "profiles", "requirements", "tests"):
+    for name in ("deploy", "ortserve", "profiles", "requirements", "tests"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("service.py", "build_model.py", "bentofile.yaml", "README.md"):
         if (ROOT / name).exists():

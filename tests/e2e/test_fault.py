@@ -1,4 +1,4 @@
-"""A killed worker takes no more with it than it held, the other one answers on, and `deploy/fault.py` counts it so."""
+"""A killed worker takes no more with it than it held, the other one answers on, and `deploy/rehearsal/fault.py` counts it so."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy import fault
+from deploy.rehearsal import fault, report
 from tests.packages import write_profile
 
 pytestmark = pytest.mark.e2e
@@ -24,5 +24,5 @@ def test_a_killed_worker_takes_with_it_only_what_it_held(bentoml_home: Path, tmp
 
 
 def test_the_committed_figures_are_the_table_that_is_shown() -> None:
-    result = json.loads((fault.RESULTS / "fault.json").read_text(encoding="utf-8"))
-    assert (fault.RESULTS / "fault.md").read_text(encoding="utf-8") == fault.table(result)
+    result = json.loads((report.RESULTS / "fault.json").read_text(encoding="utf-8"))
+    assert (report.RESULTS / "fault.md").read_text(encoding="utf-8") == fault.table(result)

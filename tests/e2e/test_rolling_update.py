@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from deploy import rolling_update
-from tests.debian import program
+from deploy.rehearsal import report, rolling_update
 from tests.packages import write_profile
 
 pytestmark = pytest.mark.e2e
 
 
 def test_no_request_fails_while_versions_change_under_load(bentoml_home: Path, tmp_path: Path) -> None:
-    program("haproxy")
     profile = write_profile(tmp_path / "mine.yaml", stopping={"drain_delay_ms": rolling_update.DRAIN_DELAY_MS})
     found = rolling_update.rehearse(bentoml_home, profile, updates=2, callers=8, seconds=1.0)
     assert found["failures"] == {}
@@ -26,6 +24,6 @@ def test_no_request_fails_while_versions_change_under_load(bentoml_home: Path, t
 
 
 def test_the_committed_rehearsal_lost_nothing_and_is_the_table_that_is_shown() -> None:
-    result = json.loads((rolling_update.RESULTS / "rolling.json").read_text(encoding="utf-8"))
+    result = json.loads((report.RESULTS / "rolling.json").read_text(encoding="utf-8"))
     assert (result["failed"], result["failures"]) == (0, {})
-    assert (rolling_update.RESULTS / "rolling.md").read_text(encoding="utf-8") == rolling_update.table(result)
+    assert (report.RESULTS / "rolling.md").read_text(encoding="utf-8") == rolling_update.table(result)

@@ -170,6 +170,14 @@ def test_the_service_monitor_finds_the_metrics_service_alone(overlay: str) -> No
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_alerts_know_the_pods_by_their_job(overlay: str) -> None:
+    (relabelling,) = the(overlay, "ServiceMonitor")["spec"]["endpoints"][0]["relabelings"]
+    assert relabelling["targetLabel"] == "job"
+    alerts = (ROOT / "deploy/prometheus/rules/alerts.yaml").read_text(encoding="utf-8")
+    assert set(re.findall(r'job="(\w+)"', alerts)) == {relabelling["replacement"]}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_figures_are_on_a_port_of_their_own_closed_to_all_but_prometheus(overlay: str) -> None:
     ports = {port["name"]: port["containerPort"] for port in container(overlay)["ports"]}
     assert ports == {"http": 3000, "metrics": settings(overlay).metrics.port}

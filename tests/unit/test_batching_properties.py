@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from hypothesis import HealthCheck, event, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -28,7 +29,7 @@ class Plan:
     arrives: int
     decodes: int
     poisoned: bool
-    width: int  # requests of unlike width do not stack
+    width: int  # requests of unlike width do not stack, unless they are ragged and near each other
     within_s: float
     cancelled_after: int | None
 
@@ -39,7 +40,7 @@ plans = st.builds(
     arrives=st.integers(0, 12),
     decodes=st.integers(0, 4),
     poisoned=st.sampled_from([False] * 7 + [True]),
-    width=st.sampled_from([3, 3, 3, 4]),
+    width=st.sampled_from([3, 3, 3, 4, 7, 13]),
     within_s=st.sampled_from([60.0, 60.0, 60.0, 0.004, 0.0]),
     cancelled_after=st.one_of(st.none(), st.none(), st.integers(0, 20)),
 )
@@ -55,13 +56,16 @@ def batchings(draw: st.DrawFn) -> Batching:
         max_queue_size=draw(st.integers(most, 60)),
         max_queue_delay_ms=draw(st.sampled_from([0.0, 0.0, 1.0])),
         buckets=buckets,
+        sequence_buckets=draw(st.sampled_from([(4, 8, 16), (5,), ()])),
+        max_batch_tokens=draw(st.sampled_from([None, None, 1, 24])),
     )
 
 
 class Checked:
     """A session of random pace that checks what a batch may look like, counts each row it sees, and fails on a poisoned one."""
 
-    def __init__(self, settings: Batching, pauses_ms: Sequence[int]) -> None:
+    def __init__(self, settings: Batching, pauses_ms: Sequence[int], *, ragged: bool) -> None:
+        self.ragged = ragged
         self.seen: Counter[tuple[int, int]] = Counter()
         self.problems: list[str] = []
         self._settings = settings
@@ -82,12 +86,25 @@ class Checked:
             buckets = self._settings.buckets or (len(real),)
             self._expect(len(x) == min(size for size in buckets if size >= len(real)), f"{len(real)} rows padded to {len(x)}")
             self._expect(not x[len(real) :].any(), "padding is not zeros at the end")
+            self._expect_alike(x, real)
         time.sleep(pause_ms / 1000)  # the pace of a device, not a synchronisation
         with self._lock:
             self._now -= 1
         if (real[:, 2] != 0).any():
             raise ValueError("poisoned")
-        return {"x": x, "sum": x.sum(axis=1)}
+        return {"x": x[:, :3], "sum": x.sum(axis=1)}
+
+    def _expect_alike(self, x: NDArray[np.int64], real: NDArray[np.int64]) -> None:
+        """Ragged rows share a bucket, are padded no further than they must, and are no more tokens than a batch holds."""
+        if not self.ragged:
+            return
+        lengths = 3 + (real[:, 3:] != 0).sum(axis=1)
+        bounds = {next((bound for bound in self._settings.sequence_buckets if bound >= length), int(length)) for length in lengths}
+        self._expect(len(bounds) == 1, f"rows of {sorted(lengths)} tokens together")
+        bound = bounds.pop()
+        self._expect(x.shape[1] == (bound if self._settings.buckets else max(lengths)), f"{sorted(lengths)} padded to {x.shape[1]}")
+        most = self._settings.max_batch_tokens
+        self._expect(most is None or len(real) == 1 or len(real) * bound <= most, f"{len(real)} rows of {bound} tokens")
 
     def _expect(self, right: bool, problem: str) -> None:
         if not right:
@@ -97,10 +114,10 @@ class Checked:
 class World:
     """The callers of one example and what they may rightly find."""
 
-    def __init__(self, settings: Batching, pauses_ms: Sequence[int]) -> None:
+    def __init__(self, settings: Batching, pauses_ms: Sequence[int], *, ragged: bool = False) -> None:
         self.settings = settings
-        self.session = Checked(settings, pauses_ms)
-        self.batcher = Batcher(self.session, settings, observer=self)
+        self.session = Checked(settings, pauses_ms, ragged=ragged)
+        self.batcher = Batcher(self.session, settings, ragged={"x"} if ragged else (), observer=self)
         self.problems = self.session.problems
         self.decoding = 0  # rows admitted and not yet given to infer
         self.turn = self.last_infer = 0
@@ -112,6 +129,9 @@ class World:
     def batch_started(self, rows: int, in_flight: int, queue_s: Sequence[float]) -> None:
         self.expect(1 <= in_flight <= self.settings.max_in_flight, f"{in_flight} in flight")
         self.expect(1 <= rows <= self.settings.max_batch_size and len(queue_s) <= rows, f"{rows} rows of {queue_s}")
+
+    def batch_padded(self, tokens: int, padding_tokens: int) -> None:
+        self.expect(self.session.ragged and tokens > 0 and padding_tokens >= 0, f"{tokens} tokens and {padding_tokens} of padding")
 
     def batch_finished(self, rows: int, in_flight: int, inference_s: float) -> None:
         self.expect(0 <= in_flight <= self.settings.max_in_flight, f"{in_flight} in flight")
@@ -161,6 +181,7 @@ class World:
             x = np.zeros((plan.rows, plan.width), np.int64)
             x[:, 0], x[:, 1] = number, np.arange(plan.rows)
             x[-1, 2] = plan.poisoned
+            x[:, 3:] = 1  # tells how long a row is
             try:
                 outputs = await ticket.infer({"x": x})
             except InferenceError:
@@ -171,7 +192,7 @@ class World:
                 return "late"
             self.expect(not plan.poisoned, "a poisoned row was answered")
             self.expect(plan.within_s > 0, "computed after its deadline")
-            self.expect(np.array_equal(outputs["x"], x) and np.array_equal(outputs["sum"], x.sum(axis=1)), f"{plan} got other rows")
+            self.expect(np.array_equal(outputs["x"], x[:, :3]) and np.array_equal(outputs["sum"], x.sum(axis=1)), f"{plan} got other rows")
             counts = {self.session.seen[number, row] for row in range(plan.rows)}
             self.expect(counts <= {1, 2}, f"rows computed {counts} times")
             return "answered"
@@ -187,8 +208,8 @@ async def cancel_later(task: asyncio.Task[None], turns: int) -> None:
     task.cancel()
 
 
-async def live(settings: Batching, pauses_ms: Sequence[int], callers: Sequence[Plan], drain: bool) -> World:
-    world = World(settings, pauses_ms)
+async def live(settings: Batching, pauses_ms: Sequence[int], callers: Sequence[Plan], drain: bool, ragged: bool) -> World:
+    world = World(settings, pauses_ms, ragged=ragged)
     async with asyncio.timeout(60):
         watcher = asyncio.create_task(world.watch())
         tasks = [asyncio.create_task(world.call(number, plan)) for number, plan in enumerate(callers, start=1)]
@@ -206,10 +227,18 @@ async def live(settings: Batching, pauses_ms: Sequence[int], callers: Sequence[P
     return world
 
 
-@given(settings=batchings(), pauses_ms=st.lists(st.integers(0, 3), min_size=1), callers=st.lists(plans, max_size=24), drain=st.booleans())
-@hypothesis_settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
-def test_every_request_ends_once_and_rightly(settings: Batching, pauses_ms: list[int], callers: list[Plan], drain: bool) -> None:
-    world = asyncio.run(live(settings, pauses_ms, callers, drain))
+@given(
+    settings=batchings(),
+    pauses_ms=st.lists(st.integers(0, 3), min_size=1),
+    callers=st.lists(plans, max_size=24),
+    drain=st.booleans(),
+    ragged=st.booleans(),
+)
+@hypothesis_settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+def test_every_request_ends_once_and_rightly(
+    settings: Batching, pauses_ms: list[int], callers: list[Plan], drain: bool, ragged: bool
+) -> None:
+    world = asyncio.run(live(settings, pauses_ms, callers, drain, ragged))
     assert world.problems == []
     assert world.outcomes.total() <= len(callers)  # a caller cancelled before its first turn never ran
     assert world.outcomes.total() >= sum(plan.cancelled_after is None for plan in callers)

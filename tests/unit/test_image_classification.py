@@ -18,7 +18,8 @@ from ortserve import images, tasks
 from ortserve.errors import InferenceError, InvalidImage, InvalidParameter, ModelError
 from ortserve.manifest import Manifest, Preprocessing, Source, TensorSpec
 from ortserve.profile import Execution, Images, Limits, Profile
-from ortserve.tasks.image_classification import ImageClassification, Parameters, top
+from ortserve.tasks.best_classes import top
+from ortserve.tasks.image_classification import ImageClassification, Parameters
 from ortserve.tasks.row import Row
 
 FOLDER = Path()  # a classifier reads no file of its package
@@ -74,7 +75,7 @@ def test_the_manifest_names_the_task() -> None:
 
 
 def test_an_unknown_task_is_refused_naming_the_known_ones() -> None:
-    with pytest.raises(ModelError, match=r"model net is for the task 'nothing-like-it', expected one of image-classification: build it"):
+    with pytest.raises(ModelError, match=r"model net is for the task 'nothing-like-it', expected one of .*image-classification.*: build it"):
         tasks.load(manifest(task="nothing-like-it"), FOLDER, profile())
 
 

@@ -55,6 +55,7 @@ def exercise(metrics: Metrics) -> None:
     model.decoded(0.004)
     model.queue_changed(1)
     model.batch_started(1, 1, [0.001])
+    model.batch_padded(20, 4)
     model.batch_finished(1, 0, 0.02)
     model.answered(0.03)
     metrics.request_finished("/classify", 200, 0.031)

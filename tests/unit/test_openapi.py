@@ -53,6 +53,9 @@ def test_it_describes_every_path() -> None:
     assert described == {
         ("POST", "/classify"),
         ("POST", "/classify_batch"),
+        ("POST", "/classify_text"),
+        ("POST", "/embed"),
+        ("POST", "/v1/embeddings"),
         ("GET", "/models"),
         ("GET", "/models/{name}"),
         ("GET", "/livez"),

@@ -1,12 +1,11 @@
 """A rolling update rehearsed on one machine: one version after another behind a real HAProxy, under load, each ended by SIGTERM.
 
-`python -m deploy.rolling_update` writes `deploy/results/rolling.json` and, for people, `rolling.md`; its exit status is 1 where a single
-request failed. HAProxy retries nothing and every caller sends a request once, so nothing that went wrong is hidden.
+`python -m deploy.rehearsal.rolling_update` writes `deploy/results/rolling.json` and, for people, `rolling.md`; its exit status is 1 where
+a single request failed. HAProxy retries nothing and every caller sends a request once, so nothing that went wrong is hidden.
 """
 
 from __future__ import annotations
 
-import json
 import signal
 import statistics
 import tempfile
@@ -14,18 +13,17 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from deploy.callers import Callers, Sent, failures
-from deploy.haproxy import CHECK_EVERY_MS, PLACES, HAProxy, NoProxy
+from deploy.rehearsal import report
+from deploy.rehearsal.callers import Callers, Sent, failures
+from deploy.rehearsal.haproxy import CHECK_EVERY_MS, PLACES, HAProxy, NoProxy
 from tests.packages import add_package, picture, write_profile
-from tests.serving import ROOT, Server
+from tests.serving import Server
 
-RESULTS = ROOT / "deploy" / "results"
 DRAIN_DELAY_MS = 1000  # ten checks of the proxy: it has long stopped sending when the service stops accepting
 ROW_S = 0.02  # what the model takes for a picture: several requests are always under way
 
@@ -102,8 +100,6 @@ def p99_ms(sent: Sequence[Sent]) -> float | None:
 
 def main(updates: int = 3, callers: int = 8, seconds: float = 3.0) -> None:
     """Rehearse and write. SECONDS is the time before, between and after the updates."""
-    from benchmarks.quick import machine
-
     with tempfile.TemporaryDirectory(prefix="rolling-") as folder:
         home = Path(folder) / "bentoml"
         home.mkdir()
@@ -115,11 +111,8 @@ def main(updates: int = 3, callers: int = 8, seconds: float = 3.0) -> None:
     for drain in found["drains"]:
         del drain["begun"]
     settings = {"drain_delay_ms": DRAIN_DELAY_MS, "check_every_ms": CHECK_EVERY_MS, "row_s": ROW_S}
-    result = {"measured_at": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(), **settings, **found}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "rolling.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    (RESULTS / "rolling.md").write_text(table(result), encoding="utf-8")
-    print(table(result))
+    result = report.measured(settings | found)
+    report.write("rolling", result, table(result))
     raise SystemExit(result["failed"] > 0)
 
 
@@ -138,11 +131,11 @@ def table(result: dict[str, Any]) -> str:
         "p99 apart from drains, ms": f"{result['p99_ms']['apart_from_drains']:.0f}",
         "p99 in drains, ms": f"{result['p99_ms']['in_drains']:.0f}",
     }
-    head = (
-        f"Measured {result['measured_at'][:10]} on {result['machine']['cpus']} CPUs ({result['machine']['cpu']}): HAProxy without retries, "
-        f"`/readyz` checked every {result['check_every_ms']} ms, `drain_delay_ms: {result['drain_delay_ms']}`, {result['callers']} callers."
+    how = (
+        f"HAProxy without retries, `/readyz` checked every {result['check_every_ms']} ms, "
+        f"`drain_delay_ms: {result['drain_delay_ms']}`, {result['callers']} callers"
     )
-    return "\n".join([head, "", "| rolling update | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]) + "\n"
+    return report.markdown(result, how, "rolling update", rows)
 
 
 if __name__ == "__main__":

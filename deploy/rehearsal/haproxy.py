@@ -51,7 +51,7 @@ class HAProxy:
     def __enter__(self) -> HAProxy:
         program = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
         if program is None:
-            raise NoProxy("there is no haproxy here: install it (Debian, Ubuntu: apt-get install haproxy)")
+            raise NoProxy("there is no haproxy here: deploy/install-test-tools installs it")
         self._folder = Path(tempfile.mkdtemp(prefix="haproxy-"))
         file = self._folder / "haproxy.cfg"
         file.write_text(_CONFIGURATION.format(folder=self._folder, port=self.port, check_ms=CHECK_EVERY_MS), encoding="utf-8")

@@ -1,26 +1,25 @@
 """What a fault costs: kill -9 of one of two workers under load, outside a container, where BentoML replaces it; several times in a row.
 
-`python -m deploy.fault` writes `deploy/results/fault.json` and, for people, `fault.md`. Callers speak to the service itself and send every
-request once, so what a kill takes with it is counted whole.
+`python -m deploy.rehearsal.fault` writes `deploy/results/fault.json` and, for people, `fault.md`. Callers speak to the service itself and
+send every request once, so what a kill takes with it is counted whole.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 import typer
 
-from deploy.callers import Callers, failures
-from deploy.rolling_update import RESULTS, ROW_S, in_progress
+from deploy.rehearsal import report
+from deploy.rehearsal.callers import Callers, failures
+from deploy.rehearsal.rolling_update import ROW_S, in_progress
 from tests.packages import add_package, picture, write_profile
 from tests.serving import Server
 
@@ -46,7 +45,7 @@ def kill_workers(home: Path, profile: str, kills: int, callers: int, seconds: fl
             with Callers(server.port, picture("green"), "image/png", callers) as load:
                 time.sleep(seconds)
                 in_flight = in_progress(server)
-                at, ready_s = _kill(server, workers(server)[number % WORKERS])
+                at, ready_s = _kill(server, server.workers()[number % WORKERS])
                 time.sleep(seconds)
             sent = load.sent()
             meanwhile = [one for one in sent if one.outcome == "200" and at <= one.ended <= at + ready_s]
@@ -61,12 +60,6 @@ def kill_workers(home: Path, profile: str, kills: int, callers: int, seconds: fl
                 }
             )
     return {"workers": WORKERS, "callers": callers, "kills": kills, "faults": faults}
-
-
-def workers(server: Server) -> list[psutil.Process]:
-    """The living worker processes, the oldest first."""
-    found = [process for process in server.processes() if "_bentoml_impl.worker.service" in process.cmdline()]
-    return sorted(found, key=lambda process: process.create_time())
 
 
 def _kill(server: Server, worker: psutil.Process) -> tuple[float, float]:
@@ -92,18 +85,13 @@ def _ready(server: Server) -> bool:
 
 def main(kills: int = 5, callers: int = 8, seconds: float = 3.0) -> None:
     """Measure and write. SECONDS is the time under load before each kill and after the service is ready again."""
-    from benchmarks.quick import machine
-
     with tempfile.TemporaryDirectory(prefix="fault-") as folder:
         home = Path(folder) / "bentoml"
         home.mkdir()
         profile = write_profile(Path(folder) / "profile.yaml", workers=WORKERS)
         found = kill_workers(home, profile, kills, callers, seconds)
-    result = {"measured_at": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(), "row_s": ROW_S, **found}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "fault.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    (RESULTS / "fault.md").write_text(table(result), encoding="utf-8")
-    print(table(result))
+    result = report.measured({"row_s": ROW_S, **found})
+    report.write("fault", result, table(result))
 
 
 def table(result: dict[str, Any]) -> str:
@@ -123,11 +111,8 @@ def table(result: dict[str, Any]) -> str:
         "answered by the other worker meanwhile, requests/s": spread("answered_meanwhile_per_s", 0),
         "seconds until ready again": spread("seconds_until_ready", 1),
     }
-    head = (
-        f"Measured {result['measured_at'][:10]} on {result['machine']['cpus']} CPUs ({result['machine']['cpu']}): kill -9 of one of "
-        f"{result['workers']} workers under the load of {result['callers']} callers."
-    )
-    return "\n".join([head, "", "| a worker killed | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]) + "\n"
+    how = f"kill -9 of one of {result['workers']} workers under the load of {result['callers']} callers"
+    return report.markdown(result, how, "a worker killed", rows)
 
 
 if __name__ == "__main__":
