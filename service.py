@@ -9,7 +9,7 @@ import bentoml
 from bentoml.validators import ContentType
 from pydantic import Field
 
-from ortserve.bento import OrtService, exit_with_one_line, wanted_model
+from ortserve.bento import exit_with_one_line, wanted_model
 from ortserve.schemas import (
     BatchClassification,
     BatchDetection,
@@ -19,6 +19,7 @@ from ortserve.schemas import (
     OpenAIEmbeddings,
     TextClassifications,
 )
+from ortserve.services import RUNNER, OrtRunner, OrtService
 from ortserve.startup import profile_from_environment, resources
 
 with exit_with_one_line():
@@ -39,12 +40,32 @@ MaxDetections = Annotated[int | None, Field(description="How many objects at mos
 Classes = Annotated[str | None, Field(description="Only these classes: labels or numbers, separated by commas.")]
 
 
-@bentoml.service(name="model_service", service_class=OrtService, workers=profile.workers, resources=resources(profile))
+@bentoml.service(name=RUNNER, service_class=OrtRunner, workers=1, resources=resources(profile))
+class ModelRunner:
+    """The model and its batcher in a process of their own, where the profile says `placement: separate`; left out otherwise."""
+
+    profile = profile
+    model = model
+
+    @bentoml.on_deployment
+    @staticmethod
+    def begin() -> None:
+        """Before any worker exists."""
+        cast(OrtRunner, ModelRunner).begin()
+
+
+@bentoml.service(
+    name="model_service",
+    service_class=OrtService,
+    workers=profile.workers,
+    resources=resources(profile) if profile.placement == "in_process" else {},  # else the device is the runner's
+)
 class ModelService:
     """A verified model behind an adaptive batcher. Errors have one shape: {"error": {"code", "message", "request_id"}}."""
 
     profile = profile
     model = model
+    runner = bentoml.depends(ModelRunner)
     bento_service: OrtService  # this service's own, set by BentoML
 
     @bentoml.on_deployment

@@ -25,6 +25,7 @@ class AppFactory(ServiceAppFactory):
         ready: Readiness,
         liveness: Liveness,
         drain: Drain,
+        start: Callable[[], Awaitable[None]],
         close: Callable[[], Awaitable[None]],
         *,
         is_main: bool,
@@ -33,6 +34,7 @@ class AppFactory(ServiceAppFactory):
         self._ready = ready
         self._liveness = liveness
         self._drain = drain
+        self._start = start
         self._close = close
 
     @property
@@ -44,6 +46,7 @@ class AppFactory(ServiceAppFactory):
     async def lifespan(self, app: Starlette) -> AsyncGenerator[None, None]:
         """Ready once BentoML's own start is done; on the way out nothing new, then everything admitted answered."""
         async with super().lifespan(app):
+            await self._start()
             self._drain.arm()
             self._ready.mark()
             yield

@@ -158,8 +158,8 @@ class Profile(_Section):
 
     name: str = ""  # set by load(): the shipped name or the file's stem; shown, never branched on
     description: str
-    placement: Literal["in_process"] = "in_process"
-    workers: int = Field(default=1, ge=1, le=256)
+    placement: Literal["in_process", "separate"] = "in_process"
+    workers: int = Field(default=1, ge=1, le=256)  # API processes; placement separate has one more, the runner
     execution: tuple[Execution, ...] = Field(min_length=1)  # tried in order; the first whose provider the session confirms
     images: Images = Images()
     limits: Limits = Limits()

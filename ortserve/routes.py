@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from ortserve import body, requests
 from ortserve.edge import Handler, Receive, Request, Route
+from ortserve.engine import Engine
 from ortserve.errors import NotFound, RequestError, ServingError
 from ortserve.liveness import Liveness
 from ortserve.metrics import Metrics
@@ -34,8 +35,15 @@ def build(served: ServedModel, profile: Profile, readiness: Readiness, liveness:
         Route("GET", "/", page(served.name)),
         Route("GET", "/models", _list_models(models, profile)),
         Route("GET", "/models/{name}", _show_model(models, profile)),
+        *health(profile, readiness, liveness, metrics, served.engine),
+    ]
+
+
+def health(profile: Profile, readiness: Readiness, liveness: Liveness, metrics: Metrics, engine: Engine) -> list[Route]:
+    """What machines ask of every service, also of one that answers nobody else."""
+    return [
         Route("GET", "/livez", _alive(liveness)),
-        Route("GET", "/readyz", _ready(readiness)),
+        Route("GET", "/readyz", _ready(readiness, engine)),
         *([Route("GET", "/metrics", _metrics(metrics, readiness))] if profile.metrics.port is None else []),
     ]
 
@@ -159,13 +167,15 @@ def _alive(liveness: Liveness) -> Handler:
     return handler
 
 
-def _ready(readiness: Readiness) -> Handler:
+def _ready(readiness: Readiness, engine: Engine) -> Handler:
     async def handler(_: Request) -> Reply:
         if readiness.leaving:
             return json_reply(error_body("shutting_down", "this service is stopping: send new requests to another"), 503)
         ready, expected = readiness.count()
         if ready < expected:
             return json_reply(error_body("not_ready", f"expected {expected} warm workers, {ready} are: wait and ask again"), 503)
+        if not engine.available:
+            return json_reply(error_body("not_ready", "expected a runner that is warm, none is connected: wait and ask again"), 503)
         return json_reply({"status": "ready", "workers": ready})
 
     return handler

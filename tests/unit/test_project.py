@@ -28,13 +28,25 @@ HTTP = {"starlette", "uvicorn", "python_multipart"} | BENTOML
 # The ground floor: imported by everything, imports nothing above it.
 FOUNDATION = {"errors", "manifest", "profile", "cpus", "images", "image_headers", "nms", "placement"}
 # Runs models and knows no HTTP.
-ENGINE = {"session", "batching", "batch", "fair_queue", "slots"}
+ENGINE = {
+    *("session", "batching", "batch", "fair_queue", "slots", "refusals"),
+    *("engine", "local_engine", "remote_engine", "runner_link", "runner_stream", "frames"),
+}
 # What belongs to HTTP and BentoML: nothing of the foundation, the engine or the build may import it.
 EDGE = {
     *("app", "bento", "body", "connection", "drain", "edge", "metrics_port", "openapi", "page", "replies", "requests", "routes", "schemas"),
+    *("services", "streams"),
 }
 # Where BentoML may be imported: its service, its edge, its store.
-KNOWS_BENTOML = {"service", "ortserve.app", "ortserve.bento", "ortserve.openapi", "ortserve.page", "ortserve.export.store"}
+KNOWS_BENTOML = {
+    "service",
+    "ortserve.app",
+    "ortserve.bento",
+    "ortserve.openapi",
+    "ortserve.page",
+    "ortserve.services",
+    "ortserve.export.store",
+}
 
 
 @cache
