@@ -41,7 +41,12 @@ def parse_precisions(text: str) -> tuple[Precision, ...]:
 
 def main(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="digits, a torchvision classification model (resnet50), FILE.py:FACTORY, or MODEL.onnx")
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="digits, a torchvision classifier or detector (resnet50), timm:NAME, FILE.py:FACTORY, MODEL.onnx, "
+            "or Ultralytics' .pt or .yaml",
+        ),
     ],
     task: Annotated[Task | None, typer.Option(help="What the model is for.  [default: what SOURCE says]")] = None,
     name: Annotated[str | None, typer.Option(help="Name in the store.  [default: from SOURCE]")] = None,

@@ -229,8 +229,10 @@ def test_torchvisions_own_post_processing_gives_the_same_boxes(name: str) -> Non
     tail = Tail(form, side, side, True, 100, model.topk_candidates if name.startswith("ssd") else None)
     columns = scores.numpy()[..., 1:] if background == "first" else scores.numpy()
     inputs = {
-        "score_threshold": np.full(2, 0.6, np.float32), "iou_threshold": np.full(2, 0.5, np.float32), "class_mask": np.ones((2, form.classes), bool)
-    }  # fmt: skip
+        "score_threshold": np.full(2, 0.6, np.float32),
+        "iou_threshold": np.full(2, 0.5, np.float32),
+        "class_mask": np.ones((2, form.classes), bool),
+    }
     have = suppressed({"boxes": boxes.numpy(), "scores": columns.transpose(0, 2, 1)}, inputs, tail)
     for row, theirs in enumerate(want):
         count = have["count"][row]
@@ -242,5 +244,5 @@ def test_torchvisions_own_post_processing_gives_the_same_boxes(name: str) -> Non
 
 
 def test_two_stages_are_refused_with_the_reason() -> None:
-    with pytest.raises(SourceError, match="two stages.*Choose one of one stage"):
+    with pytest.raises(SourceError, match=r"two stages.*Choose one of one stage"):
         load(Options(source="fasterrcnn_mobilenet_v3_large_320_fpn", weights="random"), lambda *_: None)

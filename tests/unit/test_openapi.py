@@ -53,6 +53,8 @@ def test_it_describes_every_path() -> None:
     assert described == {
         ("POST", "/classify"),
         ("POST", "/classify_batch"),
+        ("POST", "/detect"),
+        ("POST", "/detect_batch"),
         ("GET", "/models"),
         ("GET", "/models/{name}"),
         ("GET", "/livez"),
