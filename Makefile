@@ -44,8 +44,11 @@ fix: $(VENV)/.setup ## repair what ruff can repair, and format
 	$(BIN)/ruff format .
 
 .PHONY: test
-test: $(VENV)/.setup $(VENV)/.openvino ## every test that needs no GPU (PYTEST_ARGS="-k name")
+test: $(VENV)/.setup $(VENV)/.openvino $(VENV)/.reference ## every test that needs no GPU (PYTEST_ARGS="-k name")
 	@$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+.PHONY: reference
+reference: $(VENV)/.reference ## what the tests compare detectors with, a real detector among it, into .venv/reference
 
 .PHONY: bench-quick
 bench-quick: $(VENV)/.setup ## throughput over bare session.run, start-up and memory, in some ten minutes on an idle machine
@@ -106,6 +109,13 @@ $(VENV)/.proving: requirements/test.txt $(VENV)/.serving
 
 $(VENV)/.setup: requirements/build.txt requirements/test.txt $(VENV)/.serving
 	requirements/install $(VENV) requirements/serving.txt requirements/build.txt requirements/test.txt
+	@touch $@
+
+# What detectors are compared with: a folder that only some processes of the tests put on their path, each package without its own
+# dependencies, so that OpenCV, a second ONNX Runtime and an AGPL package stay out of the environment.
+$(VENV)/.reference: requirements/reference.txt $(VENV)/.setup
+	rm -rf $(VENV)/reference
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --target $(VENV)/reference --requirement requirements/reference.txt
 	@touch $@
 
 # OpenVINO's build of ONNX Runtime shares its module with the others, so it has an environment of its own.

@@ -44,7 +44,9 @@ def main(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="digits, a torchvision classification model (resnet50), hf:DIRECTORY, FILE.py:FACTORY, or MODEL.onnx"
+            metavar="SOURCE",
+            help="digits, a torchvision classifier or detector (resnet50), timm:NAME, hf:DIRECTORY, FILE.py:FACTORY, MODEL.onnx, "
+            "or Ultralytics' .pt or .yaml",
         ),
     ],
     task: Annotated[Task | None, typer.Option(help="What the model is for.  [default: what SOURCE says]")] = None,

@@ -18,7 +18,7 @@ from ortserve.export.loaded import Loaded
 from ortserve.export.module import TORCH_PACKAGES
 from ortserve.export.options import Options
 from ortserve.export.to_onnx import export_pixels
-from ortserve.export.wrapper import Prepared, TorchRunner
+from ortserve.export.wrapper import Prepared, TorchRunner, tried
 from ortserve.manifest import Preprocessing, Source
 
 
@@ -37,16 +37,7 @@ def from_detector(
 
     Raises SourceError where it does not take float32[N,3,H,W], or its outputs are no detector's.
     """
-    model.float().eval().requires_grad_(False)
-    size = (preprocessing.height, preprocessing.width)
-    try:
-        with torch.inference_mode():
-            answer = model(torch.zeros(2, 3, *size))
-    except Exception as error:  # the user's code may raise anything
-        reason = next(iter(str(error).splitlines()), "")
-        raise SourceError(
-            f"the model does not run on float32[2,3,{size[0]},{size[1]}] ({type(error).__name__}: {reason}): set --input-size"
-        ) from error
+    answer = tried(model, preprocessing)
     outputs = [answer] if isinstance(answer, torch.Tensor) else answer
     if not isinstance(outputs, list | tuple) or not all(isinstance(output, torch.Tensor) and output.ndim == 3 for output in outputs):
         raise SourceError(

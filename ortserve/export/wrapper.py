@@ -88,16 +88,7 @@ def ready(model: nn.Module, preprocessing: Preprocessing) -> int:
 
     Raises SourceError where it does not take float32[N,3,H,W] or does not answer one tensor [N,C].
     """
-    model.float().eval().requires_grad_(False)
-    size = (preprocessing.height, preprocessing.width)
-    try:
-        with torch.inference_mode():
-            answer = model(torch.zeros(2, 3, *size))
-    except Exception as error:  # the user's code may raise anything
-        reason = next(iter(str(error).splitlines()), "")
-        raise SourceError(
-            f"the model does not run on float32[2,3,{size[0]},{size[1]}] ({type(error).__name__}: {reason}): set --input-size"
-        ) from error
+    answer = tried(model, preprocessing)
     if not isinstance(answer, torch.Tensor) or answer.ndim != 2 or answer.shape[0] != 2 or answer.shape[1] < 2:
         shown = f"{list(answer.shape)}" if isinstance(answer, torch.Tensor) else type(answer).__name__
         raise SourceError(
@@ -105,6 +96,20 @@ def ready(model: nn.Module, preprocessing: Preprocessing) -> int:
             "let the factory return a module that gives the logits alone"
         )
     return int(answer.shape[1])
+
+
+def tried(model: nn.Module, preprocessing: Preprocessing) -> Any:
+    """What the model, put into fp32 and evaluation mode, answers to two black pictures. Raises SourceError where it fails on them."""
+    model.float().eval().requires_grad_(False)
+    size = (preprocessing.height, preprocessing.width)
+    try:
+        with torch.inference_mode():
+            return model(torch.zeros(2, 3, *size))
+    except Exception as error:  # the user's code may raise anything
+        reason = next(iter(str(error).splitlines()), "")
+        raise SourceError(
+            f"the model does not run on float32[2,3,{size[0]},{size[1]}] ({type(error).__name__}: {reason}): set --input-size"
+        ) from error
 
 
 def _chunks(pixels: Pixels) -> list[Pixels]:

@@ -109,7 +109,7 @@ YOLO = np.concatenate([np.full((1, 2, 21), 32), np.full((1, 2, 21), 20), np.eye(
 def test_a_fixed_batch_is_freed_or_served_one_by_one_with_the_reason(tmp_path: Path) -> None:
     """A batch of one, which a Reshape fixes and which can be freed; and one that nothing frees."""
     freed = constant_detector(tmp_path / "freed.onnx", [YOLO], (32, 32), batch="fixed")
-    loaded = load(Options(source=str(freed), task="object-detection"), lambda done, total: None)
+    loaded = load(Options(source=str(freed), task="object-detection"), lambda *_: None)
     assert (loaded.max_batch, loaded.batch_note) == (None, "")
     stubborn = constant_detector(tmp_path / "stubborn.onnx", [YOLO], (32, 32), batch="stubborn")
     done = build(tmp_path, str(stubborn), "--task", "object-detection")
@@ -136,7 +136,7 @@ def test_every_layout_is_understood_from_an_onnx_file(
         (tmp_path / "labels.txt").write_text("\n".join(flags["labels"]))
         flags = {"labels": tmp_path / "labels.txt"}
     path = constant_detector(tmp_path / "net.onnx", raw, (32, 32))
-    loaded = load(Options(source=str(path), task="object-detection", **flags), lambda done, total: None)
+    loaded = load(Options(source=str(path), task="object-detection", **flags), lambda *_: None)
     detection = loaded.facts["detection"]
     assert (detection.layout, detection.nms) == (layout, nms)
     assert passes(loaded)
@@ -169,7 +169,7 @@ def test_a_factory_in_bgr(tmp_path: Path) -> None:
         "def build(): return Net()\n"
     )
     options = Options(source=f"{tmp_path / 'bgr_net.py'}:build", task="object-detection", input_size=(64, 32), channel_order="bgr")
-    loaded = load(options, lambda done, total: None)
+    loaded = load(options, lambda *_: None)
     assert loaded.facts["preprocessing"].channels == "bgr"
     assert passes(loaded)
 
@@ -184,7 +184,7 @@ def test_ultralytics_own_yaml_is_packaged(tmp_path: Path) -> None:
 
 def test_ultralytics_files_without_its_package_say_what_to_do() -> None:
     with pytest.raises(SourceError, match=r"pip install ultralytics .*or where you have it: yolo export"):
-        load(Options(source="yolo11n.pt"), lambda done, total: None)
+        load(Options(source="yolo11n.pt"), lambda *_: None)
 
 
 class RandomHead(torch.nn.Module):
@@ -229,8 +229,10 @@ def test_torchvisions_own_post_processing_gives_the_same_boxes(name: str) -> Non
     tail = Tail(form, side, side, True, 100, model.topk_candidates if name.startswith("ssd") else None)
     columns = scores.numpy()[..., 1:] if background == "first" else scores.numpy()
     inputs = {
-        "score_threshold": np.full(2, 0.6, np.float32), "iou_threshold": np.full(2, 0.5, np.float32), "class_mask": np.ones((2, form.classes), bool)
-    }  # fmt: skip
+        "score_threshold": np.full(2, 0.6, np.float32),
+        "iou_threshold": np.full(2, 0.5, np.float32),
+        "class_mask": np.ones((2, form.classes), bool),
+    }
     have = suppressed({"boxes": boxes.numpy(), "scores": columns.transpose(0, 2, 1)}, inputs, tail)
     for row, theirs in enumerate(want):
         count = have["count"][row]
@@ -242,5 +244,5 @@ def test_torchvisions_own_post_processing_gives_the_same_boxes(name: str) -> Non
 
 
 def test_two_stages_are_refused_with_the_reason() -> None:
-    with pytest.raises(SourceError, match="two stages.*Choose one of one stage"):
-        load(Options(source="fasterrcnn_mobilenet_v3_large_320_fpn", weights="random"), lambda done, total: None)
+    with pytest.raises(SourceError, match=r"two stages.*Choose one of one stage"):
+        load(Options(source="fasterrcnn_mobilenet_v3_large_320_fpn", weights="random"), lambda *_: None)

@@ -48,7 +48,7 @@ def test_pixels_are_those_of_timms_own_transform(config: dict[str, object]) -> N
 
 
 def test_random_weights_need_no_network_and_bring_names_and_config() -> None:
-    loaded = load(Options(source="timm:test_resnet.r160_in1k", weights="random"), lambda done, total: None)
+    loaded = load(Options(source="timm:test_resnet.r160_in1k", weights="random"), lambda *_: None)
     assert (loaded.source.kind, loaded.source.reference, loaded.source.weights) == ("timm", "test_resnet.r160_in1k", "random (seed 0)")
     config = timm.data.resolve_model_data_config(timm.create_model("test_resnet.r160_in1k"))
     how = loaded.facts["preprocessing"]
@@ -59,7 +59,7 @@ def test_random_weights_need_no_network_and_bring_names_and_config() -> None:
 
 def test_labels_give_another_head(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("a\nb\nc\n")
-    loaded = load(Options(source="timm:test_vit", weights="random", labels=tmp_path / "labels.txt"), lambda done, total: None)
+    loaded = load(Options(source="timm:test_vit", weights="random", labels=tmp_path / "labels.txt"), lambda *_: None)
     assert loaded.facts["labels"] == ("a", "b", "c")
 
 
@@ -72,7 +72,7 @@ def test_labels_give_another_head(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_had_names_the_remedy(source: str, options: dict[str, str], message: str) -> None:
     with pytest.raises(SourceError, match=message):
-        load(Options(source=source, **options), lambda done, total: None)
+        load(Options(source=source, **options), lambda *_: None)
 
 
 def test_weights_that_cannot_be_downloaded_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_weights_that_cannot_be_downloaded_are_one_line(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(SourceError, match=r"could not be had \(OSError: no route to the hub\): choose --weights random"):
-        load(Options(source="timm:resnet18"), lambda done, total: None)
+        load(Options(source="timm:resnet18"), lambda *_: None)
 
 
 @pytest.mark.parametrize("config", [{"crop_mode": "border"}, {"input_size": (1, 28, 28)}, {"input_size": (3, 200, 100)}])

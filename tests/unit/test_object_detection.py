@@ -89,7 +89,7 @@ def test_parameters_have_defaults_and_ranges() -> None:
         ({"score_threshold": "nan"}, "score_threshold"),
         ({"score_threshold": ""}, "score_threshold"),
         ({"iou_threshold": "-0.1"}, "iou_threshold"),
-        ({"iou_threshold": "٠.٥"}, "iou_threshold"),
+        ({"iou_threshold": "\u0660.\u0665"}, "iou_threshold"),
         ({"max_detections": "21"}, "from 1 to 20"),
         ({"max_detections": "0"}, "from 1 to 20"),
         ({"classes": "dog,cta"}, "no class 'dog'"),

@@ -56,6 +56,8 @@ def test_it_describes_every_path() -> None:
         ("POST", "/classify_text"),
         ("POST", "/embed"),
         ("POST", "/v1/embeddings"),
+        ("POST", "/detect"),
+        ("POST", "/detect_batch"),
         ("GET", "/models"),
         ("GET", "/models/{name}"),
         ("GET", "/livez"),
