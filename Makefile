@@ -5,6 +5,8 @@ SHELL := /bin/sh
 
 PYTHON ?= python3
 PORT ?= 3000
+IMAGE ?= cpu
+BACKEND ?= docker
 PYTEST_ARGS ?=
 
 VENV := .venv
@@ -54,9 +56,24 @@ bench-quick: $(VENV)/.setup ## throughput over bare session.run, start-up and me
 bench-text: $(VENV)/.setup ## sentences per second beside other embedding servers, which it installs, in some ten minutes on an idle machine
 	$(BIN)/python -m benchmarks.text
 
+.PHONY: watch
+watch: $(VENV)/.setup ## the alert's way to a webhook and back, and the dashboard's picture, in some four minutes
+	@deploy/install-test-tools
+	$(BIN)/python -m benchmarks.watch
+	$(BIN)/python -m benchmarks.publish
+
+.PHONY: image
+image: $(VENV)/.serving ## build a container image and its SBOM (IMAGE=cuda, cpu or openvino; BACKEND=docker, podman ...)
+	@test -e "$(MODEL_STORE)/digits/latest" || $(BIN)/bentoml models import "$(CURDIR)/examples/digits.bentomodel"
+	@$(BIN)/python -m deploy.image $(IMAGE) --backend $(BACKEND)
+
+.PHONY: prove
+prove: ## on a Debian 12, as root: build the image, run it hardened, load it, stop it under load, lose nothing (IMAGE=)
+	@deploy/prove --image $(IMAGE)
+
 .PHONY: lock
 lock: $(VENV)/.uv ## resolve requirements/*.in again into *.txt; LOCK_ARGS="--upgrade" or "--upgrade-package NAME"
-	@requirements/lock $(BIN)/uv $(LOCK_ARGS)
+	@requirements/lock "$(CURDIR)/$(BIN)/uv" $(LOCK_ARGS)
 
 .PHONY: clean
 clean: ## remove .venv and every cache
@@ -80,6 +97,11 @@ $(VENV)/.uv: requirements/uv.txt $(VENV)/.python
 
 $(VENV)/.serving: requirements/serving.txt $(VENV)/.uv
 	requirements/install $(VENV) requirements/serving.txt
+	@touch $@
+
+# What deploy/prove needs beside the serving set: no torch.
+$(VENV)/.proving: requirements/test.txt $(VENV)/.serving
+	requirements/install $(VENV) requirements/serving.txt requirements/test.txt
 	@touch $@
 
 $(VENV)/.setup: requirements/build.txt requirements/test.txt $(VENV)/.serving

@@ -10,8 +10,12 @@ import typer
 from rich.console import Console
 
 from ortserve.errors import OrtServeError
-from ortserve.export.options import Options, Pooling, ResizeMode, Task
-from ortserve.manifest import Precision
+from ortserve.export.options import BoxScale, ChannelOrder, Options, Pooling, ResizeMode, Suppression, Task
+from ortserve.manifest import Background, BoxFormat, LabelsPerBox, Layout, Precision, ScoreActivation
+
+# Panels of --help: what only some tasks take.
+DETECTORS = "Object detection"
+TEXTS = "Texts"
 
 Triple = tuple[float, float, float]
 
@@ -54,19 +58,69 @@ def main(
     labels: Annotated[
         Path | None, typer.Option(help="Text file, one label per line.  [default: torchvision's, else class_0, class_1, ...]")
     ] = None,
-    input_size: Annotated[str | None, typer.Option(help="Pixels: SIDE or HEIGHTxWIDTH.  [default: the model's, else 224]")] = None,
-    mean: Annotated[Triple | None, typer.Option(help="RGB, of values 0 to 1.  [default: the model's, else ImageNet's]")] = None,
-    std: Annotated[Triple | None, typer.Option(help="As --mean.")] = None,
-    resize_mode: Annotated[ResizeMode | None, typer.Option(help="crop the centre, stretch, or pad to fit.  [default: crop]")] = None,
+    input_size: Annotated[
+        str | None, typer.Option(help="Pixels: SIDE or HEIGHTxWIDTH.  [default: the model's, else 224; detectors 640]")
+    ] = None,
+    mean: Annotated[
+        Triple | None, typer.Option(help="RGB, of values 0 to 1.  [default: the model's, else ImageNet's; detectors 0]")
+    ] = None,
+    std: Annotated[Triple | None, typer.Option(help="As --mean.  [detectors: 1]")] = None,
+    resize_mode: Annotated[
+        ResizeMode | None,
+        typer.Option(help="crop the centre, stretch, pad or letterbox to fit.  [default: crop; detectors letterbox]"),
+    ] = None,
+    channel_order: Annotated[
+        ChannelOrder | None, typer.Option(help="bgr for models fed by OpenCV. --mean and --std stay RGB.  [default: rgb]")
+    ] = None,
+    detection_layout: Annotated[
+        Layout | None,
+        typer.Option(
+            help="yolov8 (to v12): [N,4+classes,boxes]; yolov5 (YOLOX): [N,boxes,5+classes]; end-to-end: [N,boxes,6]; "
+            "scores-boxes: two outputs.  [default: from shapes and --labels]",
+            rich_help_panel=DETECTORS,
+        ),
+    ] = None,
+    box_format: Annotated[BoxFormat | None, typer.Option(help="[default: cxcywh for YOLO, else xyxy]", rich_help_panel=DETECTORS)] = None,
+    box_scale: Annotated[
+        BoxScale | None, typer.Option(help="relative: coordinates of 0 to 1.  [default: from a run on noise]", rich_help_panel=DETECTORS)
+    ] = None,
+    background_class: Annotated[
+        Background | None,
+        typer.Option(
+            help="Which column of the scores means no object.  [default: first if --labels is one short]", rich_help_panel=DETECTORS
+        ),
+    ] = None,
+    score_activation: Annotated[
+        ScoreActivation | None, typer.Option(help="What makes probabilities of the scores.  [default: none]", rich_help_panel=DETECTORS)
+    ] = None,
+    labels_per_box: Annotated[
+        LabelsPerBox | None,
+        typer.Option(
+            help="A box is of its best class, or of all over the threshold.  [default: best for YOLO, else all]", rich_help_panel=DETECTORS
+        ),
+    ] = None,
+    nms: Annotated[
+        Suppression | None,
+        typer.Option(help="Where overlapping boxes are left out; the graph is faster.  [default: graph]", rich_help_panel=DETECTORS),
+    ] = None,
+    max_detections: Annotated[
+        int | None, typer.Option(min=1, max=10000, help="The most objects of an answer.  [default: 300]", rich_help_panel=DETECTORS)
+    ] = None,
     pooling: Annotated[
-        Pooling | None, typer.Option(help="How tokens become one embedding.  [default: what the directory says, else mean]")
+        Pooling | None,
+        typer.Option(help="How tokens become one embedding.  [default: what the directory says, else mean]", rich_help_panel=TEXTS),
     ] = None,
     normalize: Annotated[
         bool | None,
-        typer.Option("--normalize/--no-normalize", help="Embeddings of length 1.  [default: what the directory says, else yes]"),
+        typer.Option(
+            "--normalize/--no-normalize",
+            help="Embeddings of length 1.  [default: what the directory says, else yes]",
+            rich_help_panel=TEXTS,
+        ),
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest text, special tokens included.  [default: what the directory says]")
+        int | None,
+        typer.Option(min=1, help="Longest text, special tokens included.  [default: what the directory says]", rich_help_panel=TEXTS),
     ] = None,
     precision: Annotated[str, typer.Option(help="Some of fp32,fp16,int8: variants of one package.")] = "fp32",
     calibration: Annotated[
@@ -95,6 +149,15 @@ def main(
         mean=mean,
         std=std,
         resize_mode=resize_mode,
+        channel_order=channel_order,
+        detection_layout=detection_layout,
+        box_format=box_format,
+        box_scale=box_scale,
+        background_class=background_class,
+        score_activation=score_activation,
+        labels_per_box=labels_per_box,
+        nms=nms,
+        max_detections=max_detections,
         pooling=pooling,
         normalize=normalize,
         max_tokens=max_tokens,

@@ -9,8 +9,17 @@ import bentoml
 from bentoml.validators import ContentType
 from pydantic import Field
 
-from ortserve.bento import OrtService, exit_with_one_line, wanted_model
-from ortserve.schemas import BatchClassification, Classification, Embeddings, OpenAIEmbeddings, TextClassifications
+from ortserve.bento import exit_with_one_line, wanted_model
+from ortserve.schemas import (
+    BatchClassification,
+    BatchDetection,
+    Classification,
+    Detection,
+    Embeddings,
+    OpenAIEmbeddings,
+    TextClassifications,
+)
+from ortserve.services import RUNNER, OrtRunner, OrtService
 from ortserve.startup import profile_from_environment, resources
 
 with exit_with_one_line():
@@ -23,13 +32,40 @@ OneText = Annotated[str, Field(min_length=1)]
 Inputs = Annotated[OneText | list[OneText], Field(description="One text or many.")]
 Truncate = Annotated[bool, Field(description="Cut a text longer than the model takes; it is refused else.")]
 
+ScoreThreshold = Annotated[float | None, Field(description="A box must score more than this, 0 to 1. 0.25 where not given.", ge=0, le=1)]
+IouThreshold = Annotated[
+    float | None, Field(description="Of two boxes of a class that overlap more than this, the better one is answered. 0.7.", ge=0, le=1)
+]
+MaxDetections = Annotated[int | None, Field(description="How many objects at most, best first: 1 to the model's own limit.", ge=1)]
+Classes = Annotated[str | None, Field(description="Only these classes: labels or numbers, separated by commas.")]
 
-@bentoml.service(name="model_service", service_class=OrtService, workers=profile.workers, resources=resources(profile))
+
+@bentoml.service(name=RUNNER, service_class=OrtRunner, workers=1, resources=resources(profile))
+class ModelRunner:
+    """The model and its batcher in a process of their own, where the profile says `placement: separate`; left out otherwise."""
+
+    profile = profile
+    model = model
+
+    @bentoml.on_deployment
+    @staticmethod
+    def begin() -> None:
+        """Before any worker exists."""
+        cast(OrtRunner, ModelRunner).begin()
+
+
+@bentoml.service(
+    name="model_service",
+    service_class=OrtService,
+    workers=profile.workers,
+    resources=resources(profile) if profile.placement == "in_process" else {},  # else the device is the runner's
+)
 class ModelService:
     """A verified model behind an adaptive batcher. Errors have one shape: {"error": {"code", "message", "request_id"}}."""
 
     profile = profile
     model = model
+    runner = bentoml.depends(ModelRunner)
     bento_service: OrtService  # this service's own, set by BentoML
 
     @bentoml.on_deployment
@@ -47,6 +83,32 @@ class ModelService:
     async def classify_batch(self, images: list[Picture], top_k: TopK = None) -> BatchClassification:
         """Classify many pictures: an answer or an error for each, in the order they were sent."""
         return BatchClassification.model_validate(await self.bento_service.call("/classify_batch", images=images, top_k=top_k))
+
+    @bentoml.api
+    async def detect(
+        self,
+        image: Picture,
+        score_threshold: ScoreThreshold = None,
+        iou_threshold: IouThreshold = None,
+        max_detections: MaxDetections = None,
+        classes: Classes = None,
+    ) -> Detection:
+        """Find the objects on one picture: a file in the form field `image`, or its bytes as the body with Content-Type: image/*."""
+        fields = {"score_threshold": score_threshold, "iou_threshold": iou_threshold, "max_detections": max_detections, "classes": classes}
+        return Detection.model_validate(await self.bento_service.call("/detect", image=image, **fields))
+
+    @bentoml.api
+    async def detect_batch(
+        self,
+        images: list[Picture],
+        score_threshold: ScoreThreshold = None,
+        iou_threshold: IouThreshold = None,
+        max_detections: MaxDetections = None,
+        classes: Classes = None,
+    ) -> BatchDetection:
+        """Find the objects on many pictures: an answer or an error for each, in the order they were sent."""
+        fields = {"score_threshold": score_threshold, "iou_threshold": iou_threshold, "max_detections": max_detections, "classes": classes}
+        return BatchDetection.model_validate(await self.bento_service.call("/detect_batch", images=images, **fields))
 
     @bentoml.api
     async def embed(self, inputs: Inputs, truncate: Truncate = False) -> Embeddings:

@@ -6,15 +6,18 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/DESIGN.md")
+PAGES = ("README.md", "docs/DEPLOY.md", "docs/DESIGN.md", "docs/KUBERNETES.md", "docs/WATCH.md")
+RESULTS = (ROOT / "benchmarks" / "results", ROOT / "deploy" / "results")
 _BLOCK = re.compile(r"(<!-- (?P<name>[a-z_]+\.md): written by [^>]*-->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def published(text: str) -> str:
     """The page with each marked block replaced by the results file it names."""
-    return _BLOCK.sub(
-        lambda block: block[1] + (ROOT / "benchmarks" / "results" / block["name"]).read_text(encoding="utf-8") + block[3], text
-    )
+    return _BLOCK.sub(lambda block: block[1] + _result(block["name"]) + block[3], text)
+
+
+def _result(name: str) -> str:
+    return next(folder / name for folder in RESULTS if (folder / name).exists()).read_text(encoding="utf-8")
 
 
 def main() -> None:

@@ -11,15 +11,30 @@ from _bentoml_sdk.service import Service
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
+from ortserve.drain import Drain
+from ortserve.liveness import Liveness
 from ortserve.readiness import Readiness
 
 
 class AppFactory(ServiceAppFactory):
     """BentoML's application without its middlewares, whose work the edge and the batcher do, and with our readiness."""
 
-    def __init__(self, service: Service[Any], ready: Readiness, close: Callable[[], Awaitable[None]], *, is_main: bool) -> None:
+    def __init__(
+        self,
+        service: Service[Any],
+        ready: Readiness,
+        liveness: Liveness,
+        drain: Drain,
+        start: Callable[[], Awaitable[None]],
+        close: Callable[[], Awaitable[None]],
+        *,
+        is_main: bool,
+    ) -> None:
         super().__init__(service, is_main=is_main, enable_metrics=False)
         self._ready = ready
+        self._liveness = liveness
+        self._drain = drain
+        self._start = start
         self._close = close
 
     @property
@@ -31,7 +46,10 @@ class AppFactory(ServiceAppFactory):
     async def lifespan(self, app: Starlette) -> AsyncGenerator[None, None]:
         """Ready once BentoML's own start is done; on the way out nothing new, then everything admitted answered."""
         async with super().lifespan(app):
+            await self._start()
+            self._drain.arm()
             self._ready.mark()
             yield
             self._ready.unmark()
             await self._close()
+        self._liveness.leave()

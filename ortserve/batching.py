@@ -22,8 +22,9 @@ from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import Literal, Protocol
 
+from ortserve import refusals
 from ortserve.batch import Batch, Part, Request, kind_of, lengths
-from ortserve.errors import DeadlineExceeded, InferenceError, OrtServeError, PayloadTooLarge, QueueFull, RequestError, ShuttingDown
+from ortserve.errors import InferenceError, OrtServeError, PayloadTooLarge, RequestError
 from ortserve.fair_queue import FairQueue
 from ortserve.profile import Batching
 from ortserve.session import Runs, Tensors
@@ -83,7 +84,7 @@ class Ticket:
         fails on these rows alone, ShuttingDown.
         """
         if self._batcher._abandoned:
-            raise _stopping()
+            raise refusals.stopping()
         if self._request is not None or self._left:
             raise RuntimeError("infer was called twice or after the ticket was left: admit again")
         try:
@@ -125,6 +126,11 @@ class Batcher:
         """Batches running now."""
         return self._in_flight
 
+    @property
+    def drain_s(self) -> float:
+        """Seconds the queue needs to drain, by recent batches; 1 before the first."""
+        return self._rows_waiting * self._row_s / self._settings.max_in_flight if self._row_s is not None else 1.0
+
     def admit(self, rows: int, *, deadline: float) -> Ticket:
         """A ticket for `rows` rows to be answered before `deadline` (`time.monotonic()` seconds). Call it in the event loop's thread.
 
@@ -132,15 +138,13 @@ class Batcher:
         """
         limit = self._settings.max_queue_size
         if self._closing:
-            raise _stopping()
+            raise refusals.stopping()
         if rows < 1:
             raise RequestError(f"expected 1 row or more in a request, got {rows}: send at least one")
         if rows > limit:
             raise PayloadTooLarge(f"expected at most {limit} rows in one request, got {rows}: send fewer at a time")
         if self._rows_waiting + rows > limit:
-            drain_s = self._rows_waiting * self._row_s / self._settings.max_in_flight if self._row_s is not None else 1.0
-            message = f"expected room for {rows} of {limit} rows, {self._rows_waiting} wait already: send it again later"
-            raise QueueFull(message, retry_after_s=drain_s)
+            raise refusals.queue_full(rows, limit, self._rows_waiting, self.drain_s)
         self._bind(asyncio.get_running_loop())
         ticket = Ticket(self, rows, deadline)
         self._open.add(ticket)
@@ -157,7 +161,7 @@ class Batcher:
             self._abandoned = True
             for ticket in list(self._open):
                 if ticket._request is not None:
-                    self._fail(ticket._request, _stopping())
+                    self._fail(ticket._request, refusals.stopping())
                 self._leave(ticket)
         self._pump()
         self._settle()
@@ -260,7 +264,7 @@ class Batcher:
             self._fail(request, InferenceError(message))
 
     def _expire(self, request: Request) -> None:
-        self._fail(request, _late())
+        self._fail(request, refusals.late())
 
     def _fail(self, request: Request, error: OrtServeError) -> None:
         if not request.done.done():
@@ -295,11 +299,3 @@ class Batcher:
                 getattr(self._observer, event)(*values)
             except Exception:
                 log.exception("the observer of the batcher failed at %s; batches go on", event)
-
-
-def _late() -> DeadlineExceeded:
-    return DeadlineExceeded("expected an answer before the request's deadline, the service is too busy: send it later or allow more time")
-
-
-def _stopping() -> ShuttingDown:
-    return ShuttingDown("expected a running service, it is stopping: send the request again, to another instance")

@@ -1,34 +1,39 @@
-"""The seam to BentoML: a `Service` that pins its model, watches its first worker's start, and puts our edge in front of BentoML's app."""
+"""The seam to BentoML: a `Service` that pins its model, watches its first workers' start, and puts our edge in front of BentoML's app."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
 from _bentoml_sdk.service import Service
 from bentoml import Tag
 from bentoml.exceptions import BentoMLException, NotFound
 from bentoml.models import BentoModel
+from bentoml.serving import running_inside_container
 
-from ortserve import first_worker, logs, multiprocess, openapi, readiness, startup, tracing
+from ortserve import first_worker, liveness, logs, multiprocess, parent, readiness, startup, tracing
 from ortserve.errors import ModelError, StartupError
 from ortserve.profile import Execution, Profile
 
 if TYPE_CHECKING:
     from bentoml import Bento
 
-    from ortserve.edge import App
+    from ortserve.edge import App, Route
+    from ortserve.engine import Engine
+    from ortserve.liveness import Liveness
+    from ortserve.local_engine import LocalEngine
+    from ortserve.manifest import Manifest
     from ortserve.metrics import Metrics
-    from ortserve.model import ServedModel
+    from ortserve.readiness import Readiness
+    from ortserve.tasks import Task
 
 logger = logging.getLogger("ortserve.bento")
 
@@ -65,10 +70,43 @@ def exit_with_one_line() -> Iterator[None]:
         raise SystemExit(f"error: {error}") from None
 
 
-class OrtService(Service[Any]):
-    """A BentoML service around one packaged model. `inner.profile` decides how it runs."""
+@dataclass(frozen=True)
+class Package:
+    """A model package, read, and its task."""
 
-    apis: dict[str, Any]  # BentoML's own: its typed methods by name
+    folder: Path
+    version: str
+    manifest: Manifest
+    task: Task
+
+
+class PackagedService(Service[Any]):
+    """A BentoML service around one packaged model. `inner.profile` decides how it runs; `services.py` has those there are."""
+
+    @property
+    def worker_count(self) -> int:
+        """How many worker processes of this service a start has."""
+        raise NotImplementedError
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What answers this worker's rows, once it can. Raises StartupError."""
+        raise NotImplementedError
+
+    def routes(self, ready: Readiness, lives: Liveness) -> list[Route]:
+        """What this worker's edge answers."""
+        raise NotImplementedError
+
+    def in_front(self, edge: App) -> App:
+        """The whole application: the edge, or what stands in front of it."""
+        return edge
+
+    def leave(self) -> None:
+        """This worker was told to end, and answers on for a while."""
+
+    async def close(self) -> None:
+        """Answer what was admitted."""
+        await self.engine.close()
 
     @property
     def profile(self) -> Profile:
@@ -99,13 +137,17 @@ class OrtService(Service[Any]):
         return _stored(tag)
 
     def begin(self) -> None:
-        """In the parent, before any worker exists: the model is chosen, the run folder made, the first worker watched."""
+        """In the parent, before any worker exists: the model is chosen, the run folder made, the first workers watched."""
         logs.configure(self.profile.logging)
         with exit_with_one_line():
             self.selected()
-            folder = readiness.create_run_folder()
-            self._open_metrics_port(folder)
-        first_worker.watch(folder)
+            begun = readiness.begun()  # by the service whose runner this is
+            folder = begun or readiness.create_run_folder()
+            readiness.expect(folder, self.name, self.worker_count)
+            if begun is None:
+                self._open_metrics_port(folder)
+                first_worker.watch(folder)
+                parent.hear_every_signal(folder)
 
     def _open_metrics_port(self, folder: Path) -> None:
         """Answer `/metrics` from this process where the profile gives it a port of its own; else load nothing for it."""
@@ -114,7 +156,7 @@ class OrtService(Service[Any]):
         multiprocess.enter(folder / "metrics")
         from ortserve import metrics_port
 
-        ready = readiness.Readiness(folder, self.profile.workers)
+        ready = readiness.Readiness(folder, self.name)
         metrics_port.start(self.profile.metrics.host, self.profile.metrics.port, self.metrics, ready)
 
     @cached_property
@@ -129,42 +171,46 @@ class OrtService(Service[Any]):
         )
 
     @cached_property
-    def served(self) -> ServedModel:
-        """The open model of this worker process, warm, on a confirmed provider. Raises StartupError."""
-        from ortserve.model import ServedModel, onnxruntime_version  # imported late: the parent process needs no ONNX Runtime
+    def package(self) -> Package:
+        """The package to serve and its task. Raises StartupError."""
+        from ortserve import tasks
+        from ortserve.manifest import Manifest
 
         stored = self.selected()
+        folder = Path(stored.path)
+        manifest = Manifest.read(folder)
+        return Package(folder, stored.tag.version or "", manifest, tasks.load(manifest, folder, self.profile))
 
-        def open_model(execution: Execution) -> ServedModel:
-            return ServedModel(
-                folder=Path(stored.path),
-                version=stored.tag.version or "",
+    def open_engine(self) -> LocalEngine:
+        """The package's engine in this process, warm, on a confirmed provider. Raises StartupError."""
+        from ortserve import local_engine  # imported late: only the process with the session needs ONNX Runtime
+
+        package = self.package
+        name = package.manifest.name
+
+        def open_on(execution: Execution) -> LocalEngine:
+            return local_engine.LocalEngine.open(
+                package.folder,
+                package.manifest,
+                outputs=package.task.outputs,
                 profile=self.profile,
                 execution=execution,
-                observer=self.metrics.for_model(stored.tag.name),
+                observer=self.metrics.for_model(name),
             )
 
-        served = startup.open_agreed(readiness.run_folder(), self.profile, open_model)
+        engine = startup.open_agreed(readiness.run_folder(), self.profile, open_on)
+        facts = engine.facts()
         self.metrics.describe(
-            model=served.name,
-            version=served.version,
-            task=served.manifest.task,
-            precision=served.precision,
-            sha256=served.manifest.variants[served.precision].sha256,
-            provider=served.session.provider,
-            onnxruntime_version=onnxruntime_version(),
+            model=name,
+            version=package.version,
+            task=package.manifest.task,
+            precision=facts["precision"],
+            sha256=facts["sha256"],
+            provider=facts["provider"],
+            onnxruntime_version=local_engine.onnxruntime_version(),
         )
-        logger.info("serving %s, %s, on %s, profile %s", stored.tag, served.precision, served.session.provider, self.profile.name)
-        return served
-
-    async def call(self, path: str, **fields: Any) -> Any:
-        """What the endpoint answers to these fields, for callers in this process; HTTP requests take the edge's way."""
-        from ortserve import replies, requests, routes
-
-        endpoint = next(endpoint for endpoint in self.served.task.endpoints if endpoint.path == path)
-        payloads, parameters = await asyncio.to_thread(requests.from_fields, endpoint.takes, fields)
-        value, _ = await routes.respond(self.served, endpoint, payloads, parameters)
-        return orjson.loads(replies.to_json(value))
+        logger.info("serving %s:%s, %s, on %s, profile %s", name, package.version, facts["precision"], facts["provider"], self.profile.name)
+        return engine
 
     def to_asgi(self, is_main: bool = True) -> App:
         """The worker's application: our edge in front of BentoML's."""
@@ -179,48 +225,52 @@ class OrtService(Service[Any]):
         return app
 
     def _edge(self, folder: Path, *, is_main: bool) -> App:
+        lives = liveness.Liveness(folder, replaced=not running_inside_container())
+        lives.enter()
         multiprocess.enter(folder / "metrics")
         from starlette.routing import Mount
 
-        from ortserve import routes
         from ortserve.app import AppFactory  # imported late, with all of BentoML's server: the parent process needs none of it
+        from ortserve.drain import Drain
         from ortserve.edge import Edge
 
+        self.inject_config()
+        ready = readiness.Readiness(folder, self.name)
+        leaving = [ready.unmark, self.leave]
         if find_spec("httptools") is not None:  # else uvicorn takes h11, which has limits of its own
             from ortserve import connection
 
             connection.install()
-        self.inject_config()
+            leaving.append(connection.let_go)
         if readiness.made_here(folder):  # there is no parent to do it
+            readiness.expect(folder, self.name, self.worker_count)
             self._open_metrics_port(folder)
-        offered = {endpoint.path for endpoint in self.served.task.endpoints}
-        self.apis = {name: api for name, api in self.apis.items() if api.route in offered}  # of every task; this model has one
-        ready = readiness.Readiness(folder, self.profile.workers)
-        tracer = tracing.configure(self.profile.tracing, service_name=self.name, service_version=self.served.version)
+        routes = self.routes(ready, lives)
+        tracer = tracing.configure(self.profile.tracing, service_name=self.name, service_version=self.package.version)
 
         async def close() -> None:
-            await self.served.close()
+            await self.close()
             if tracer is not None:
                 await asyncio.to_thread(tracer.close)
 
-        inner = AppFactory(self, ready, close, is_main=is_main)()
+        drain = Drain(
+            self.profile.stopping.drain_delay_ms / 1000,
+            leave=lambda: [step() for step in leaving],
+            at_once=lambda: parent.stops_at_once(folder),
+            parent_lives=lambda: readiness.parent_lives(folder),
+        )
+        inner = AppFactory(self, ready, lives, drain, self.engine.start, close, is_main=is_main)()
         own = {route.path for route in inner.routes if not isinstance(route, Mount) and hasattr(route, "path")}
-        return Edge(
+        edge = Edge(
             inner,
-            routes.build(self.served, self.profile, ready, self.metrics),
+            routes,
             passed_on=sorted(own - {"/metrics"}),  # that is ours, or nobody's where it has a port of its own
             mounts=[route.path.rstrip("/") + "/" for route in inner.routes if isinstance(route, Mount)],
             metrics=self.metrics,
             tracer=tracer,
             access_log=self.profile.logging.access_log,
         )
-
-    @property
-    def openapi_spec(self) -> Any:
-        """BentoML's OpenAPI document, completed with what our edge adds: GET paths, raw bodies, query parameters, errors."""
-        version = (self.bento.tag.version if self.bento else None) or "checkout"
-        description = inspect.getdoc(self.inner) or ""
-        return openapi.complete(super().openapi_spec, description, version, metrics=self.profile.metrics.port is None)
+        return self.in_front(edge)
 
 
 def _stored(tag: Tag) -> Any:

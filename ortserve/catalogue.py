@@ -123,11 +123,13 @@ CATALOGUE: tuple[Entry, ...] = (
         "gauge",
         (),
         "workers",
-        "Living workers that opened their model. Fewer than the profile's: one died and was not replaced.",
+        "Living workers that serve their model, the runner among them. Fewer than expected: one died and was not replaced.",
         "livesum",
     ),
     Entry("ortserve_ready_workers", "gauge", (), "workers", "Warm and living workers, as `/readyz` counts them.", "livemostrecent"),
-    Entry("ortserve_expected_workers", "gauge", (), "workers", "Workers that the profile asks for.", "livemostrecent"),
+    Entry(
+        "ortserve_expected_workers", "gauge", (), "workers", "Workers that the profile asks for, the runner among them.", "livemostrecent"
+    ),
     Entry(
         "ortserve_worker_starts_total",
         "counter",

@@ -1,7 +1,8 @@
 """Below the edge: uvicorn's HTTP/1.1 connection with limits on a request's head, and refusals in the one shape of every error.
 
 uvicorn over httptools takes headers of any length for any time, answers what is no HTTP with a line of text, and loses the body of a
-request that offers HTTP/2 (`Upgrade: h2c`, as Java's HttpClient does). None of that reaches an ASGI application, so it is done here.
+request that offers HTTP/2 (`Upgrade: h2c`, as Java's HttpClient does). When it stops, it closes connections in the middle of a head, and
+those whose first request is still on its way. None of that reaches an ASGI application, so it is done here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ortserve.replies import error_reply, log_failure
 
 MAX_HEAD_BYTES = 64 * 1024  # request line and headers; uvicorn's own limit where it parses with h11
 HEAD_TIMEOUT_S = 30.0  # as long as the shipped profiles give a body
+FIRST_BYTE_S = 1.0  # what a connection made just before the end has for its first byte: three round trips around the world
 
 
 def install() -> None:
@@ -25,9 +27,15 @@ def install() -> None:
     config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{Connection.__name__}"
 
 
+def let_go() -> None:
+    """From now on every answer of this process closes its connection, so that its client goes elsewhere before the end."""
+    Connection.leaving = True
+
+
 class Connection(HttpToolsProtocol):
     """One client's connection."""
 
+    leaving = False  # of the whole process
     _in_head = False  # a request's first byte came, the empty line after its headers did not
     _head_bytes = 0  # received of this head, counted by what the socket gave at once; the first of these is not counted
     _timer: asyncio.TimerHandle | None = None
@@ -84,12 +92,31 @@ class Connection(HttpToolsProtocol):
             request_line = b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
             self._declined = request_line + b"".join(fields) + b"\r\n"
             return
+        before = self.cycle
         super().on_headers_complete()
+        if self.leaving:
+            if before is not None and not before.response_started:
+                before.keep_alive = True  # its client has sent this one behind it: the last answer closes
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         """The body is whole."""
         if self._declined is None:
             super().on_message_complete()
+
+    def shutdown(self) -> None:
+        """The server ends: close once everything that was read, the beginning of a head included, is answered."""
+        let_go()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+        elif self.cycle is None and not self._in_head:
+            self.loop.call_later(FIRST_BYTE_S, self._close_if_unused)
+        elif not self._in_head:
+            self.transport.close()
+
+    def _close_if_unused(self) -> None:
+        if self.cycle is None and not self._in_head:
+            self.transport.close()
 
     def _head_timed_out(self) -> None:
         self._timer = None

@@ -5,7 +5,8 @@ The flow that raises them:
     build_model.py ──> SourceError, ExportError, CalibrationError, ParityError      (BuildError)
     start-up       ──> ProfileError, ModelError, ProviderError                      (StartupError)
     a request      ──> the sender's fault: RequestError and its children
-                   ──> the service's state: QueueFull, DeadlineExceeded, ShuttingDown, InferenceError (ServingError)
+                   ──> the service's state: QueueFull, DeadlineExceeded, ShuttingDown, RunnerUnavailable, InferenceError (ServingError)
+    two processes  ──> FrameError, which ends their stream and reaches no caller
 
 `code` is the stable, machine-readable name a caller can branch on. The message says what was expected, what came and the
 remedy. For RequestError and ServingError the message travels to the caller: it names no path and quotes no library.
@@ -196,3 +197,22 @@ class InferenceError(ServingError):
     """The session failed on this request's rows, alone."""
 
     code = "inference_failed"
+
+
+class RunnerUnavailable(ServingError):
+    """The process that holds the model is not there, or was lost with this request's rows. `retry_after_s` is when it may be back."""
+
+    code = "runner_unavailable"
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+# --- between an API worker and its runner ----------------------------------------------------------------------------
+
+
+class FrameError(OrtServeError):
+    """The other process sent what is no frame, or one it may not send now."""
+
+    code = "bad_frame"

@@ -1,4 +1,4 @@
-"""In the parent process: the service ends, with one line and status 1, where a worker fails before any was ever ready.
+"""In the parent process: the service ends, with one line and status 1, where a worker fails before one of its kind was ever ready.
 
 BentoML starts a dead worker again for ever. That is right for a worker that served; one that cannot even start would die every ten
 seconds behind a port that never answers. The first worker's start is the trial: no process opens the model only to close it again.
@@ -21,11 +21,11 @@ from ortserve import readiness
 
 _STOPPED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)  # how a worker ends whose service was told to stop
 _UNSAID = "error: a worker ended before it was ready, the lines above say why: the service stops"
-_LOOK_S = 0.1  # between two looks, until the first worker is ready
+_LOOK_S = 0.1  # between two looks, until a worker of each kind is ready
 
 
 def watch(run_folder: Path) -> None:
-    """Watch the workers of that run folder until one is ready. Call it before the first is started."""
+    """Watch the workers of that run folder until one of each service is ready. Call it before the first is started."""
     threading.Thread(target=_watch, args=(run_folder,), name="first-worker", daemon=True).start()
 
 

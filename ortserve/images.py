@@ -12,6 +12,8 @@ What a picture becomes, whatever it was: RGB, 8 bits, upright.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -27,6 +29,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from ortserve.errors import ImageTooLarge, InvalidImage, RequestError
 from ortserve.image_headers import Header, ImageFormat, inspect
 from ortserve.manifest import Preprocessing
+from ortserve.placement import RESAMPLING, lay, place
 from ortserve.profile import Limits
 
 MEDIA_TYPES: frozenset[str] = frozenset(
@@ -54,12 +57,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 
 def load(
@@ -83,12 +80,25 @@ def decode(data: bytes | bytearray | memoryview, limits: Limits, *, draft_size: 
     than that (libjpeg's scaling in the DCT domain). Raises PayloadTooLarge, ImageTooLarge, UnsupportedMediaType before anything is
     decoded, InvalidImage for what is no whole picture.
     """
-    try:
+    with _only_invalid_image():
+        return _decoded(inspect(data, limits), draft_size)
+
+
+def upright_size(data: bytes | bytearray | memoryview, limits: Limits) -> tuple[int, int]:
+    """(width, height) of the picture in `data` as `decode` would give it, from its header alone. Raises as `decode`."""
+    with _only_invalid_image():
         header = inspect(data, limits)
-        return _decoded(header, draft_size)
+        return header.size[::-1] if header.orientation >= 5 else header.size
+
+
+@contextmanager
+def _only_invalid_image() -> Iterator[None]:
+    """Pillow's plugins raise whatever the rubbish made their parsing stumble over; MemoryError too."""
+    try:
+        yield
     except RequestError:
         raise
-    except Exception as error:  # Pillow's plugins raise whatever the rubbish made their parsing stumble over; MemoryError too
+    except Exception as error:
         raise InvalidImage("the bytes are damaged or not a picture: send a whole JPEG, PNG, WebP, BMP or GIF") from error
 
 
@@ -136,14 +146,18 @@ def preprocess(image: Image.Image, how: Preprocessing) -> NDArray[np.uint8]:
     """An RGB picture as `uint8[height, width, 3]`, C-contiguous and read-only; the pixels are those of torchvision on PIL pictures.
 
     crop: `resize(image, resize_size)` then `center_crop(image, [height, width])`, with its roundings and its black border where the
-    picture is smaller than the crop. stretch: `resize(image, [height, width])`. pad: `PIL.ImageOps.pad` with `pad_value`, except that a
-    side never vanishes. Raises ImageTooLarge for a crop of a picture whose sides differ more than `MAX_ASPECT` times.
+    picture is smaller than the crop. stretch: `resize(image, [height, width])`, or to a square of `resize_size` and then `center_crop`.
+    pad: `PIL.ImageOps.pad` with `pad_value`, except that a side never vanishes. letterbox, and stretch without antialiasing: see
+    `ortserve.placement`. Raises ImageTooLarge for a crop of a picture whose sides differ more than `MAX_ASPECT` times.
     """
-    resampling = _RESAMPLING[how.interpolation]
+    if how.mode == "letterbox" or not how.antialias:
+        return lay(image, place(image.size, how), how)
+    resampling = RESAMPLING[how.interpolation]
     if how.mode == "crop":
         image = _crop(_resize(image, shorter_side(image.size, how.resize_size or min(how.height, how.width)), resampling), how)
     elif how.mode == "stretch":
-        image = _resize(image, (how.width, how.height), resampling)
+        image = _resize(image, (how.resize_size, how.resize_size) if how.resize_size else (how.width, how.height), resampling)
+        image = _crop(image, how) if how.resize_size else image
     else:
         image = _pad(image, how, resampling)
     return np.asarray(image)

@@ -17,6 +17,13 @@ from ortserve.errors import ModelError
 MANIFEST_FILENAME = "manifest.json"
 
 Precision = Literal["fp32", "fp16", "int8"]
+# Of a detector's raw output, by the family that answers so; what they mean stands at `Detection`.
+Layout = Literal["yolov8", "yolov5", "end-to-end", "scores-boxes"]
+BoxFormat = Literal["xyxy", "cxcywh", "xywh"]
+Background = Literal["none", "first", "last"]
+ScoreActivation = Literal["none", "sigmoid", "softmax"]
+LabelsPerBox = Literal["best", "all"]
+Nms = Literal["graph", "service", "none"]
 
 
 class _Facts(BaseModel):
@@ -35,18 +42,40 @@ class Preprocessing(_Facts):
     """How a decoded RGB picture becomes `uint8[height, width, 3]`; equals torchvision's reference transform on PIL pictures.
 
     `crop`: the shorter side is resized to `resize_size`, then the centre `height` x `width` is cut (torchvision's `ImageClassification`).
-    `stretch`: resized to `height` x `width`, whatever the aspect. `pad`: resized to fit inside, centred, the rest is `pad_value`.
+    `stretch`: resized to `height` x `width`, whatever the aspect; with a `resize_size`, to a square of that and then cut.
+    `pad`: resized to fit inside, centred, the rest is `pad_value`. `letterbox`: as `pad`, with Ultralytics' roundings.
     """
 
-    mode: Literal["crop", "stretch", "pad"]
+    mode: Literal["crop", "stretch", "pad", "letterbox"]
     height: int = Field(gt=0)
     width: int = Field(gt=0)
-    resize_size: int | None = Field(default=None, gt=0)  # pixels of the shorter side; only for mode "crop"
+    resize_size: int | None = Field(default=None, gt=0)  # pixels of the shorter side; for modes "crop" and "stretch"
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    # False: each pixel from its nearest neighbours alone, also where the picture shrinks, as OpenCV's INTER_LINEAR does it. For detectors.
+    antialias: bool = True
     pad_value: int = Field(default=0, ge=0, le=255)
+    channels: Literal["rgb", "bgr"] = "rgb"  # the order the model takes; turned inside the graph, `mean` and `std` are RGB all the same
     # Inside the graph, stated here for the reader: (pixel / 255 - mean) / std, per RGB channel.
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+
+class Detection(_Facts):
+    """How a detector answers. What serving reads are `nms`, `labels_per_box` and `max_detections`; the rest says how it was decoded.
+
+    Layouts of the raw output: `yolov8` [N,4+classes,boxes]; `yolov5` [N,boxes,5+classes], the fifth an objectness that multiplies the
+    classes; `end-to-end` [N,boxes,6], corners, score and class; `scores-boxes` two outputs [N,boxes,classes] and [N,boxes,4].
+    """
+
+    layout: Layout
+    boxes: int = Field(gt=0)  # predictions a picture, before anything is left out
+    box_format: BoxFormat
+    relative: bool  # raw coordinates were 0 to 1 and not pixels
+    background: Background
+    score_activation: ScoreActivation
+    labels_per_box: LabelsPerBox  # "best": a box is of its best class alone; "all": of every class over the threshold
+    nms: Nms  # where overlapping boxes are left out: in the graph, in the service, or nowhere, since the model needs none
+    max_detections: int = Field(gt=0)  # the most a picture is answered with
 
 
 class Tokenization(_Facts):
@@ -119,7 +148,7 @@ class Variant(_Facts):
 class Source(_Facts):
     """Where the model came from."""
 
-    kind: Literal["digits", "torchvision", "python", "onnx", "huggingface"]
+    kind: Literal["digits", "torchvision", "timm", "ultralytics", "huggingface", "python", "onnx"]
     reference: str  # "resnet50", "net.py:build", "model.onnx": names, never a path of the builder's machine
     weights: str  # "DEFAULT", "random (seed 0)", "trained", a file name
     weights_sha256: str | None = None
@@ -135,10 +164,12 @@ class Manifest(_Facts):
     outputs: tuple[TensorSpec, ...]
     labels: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None  # of pictures
+    detection: Detection | None = None  # of object detectors
     tokenization: Tokenization | None = None  # of texts
     embedding: Embedding | None = None
     files: dict[str, str] = {}  # what the package holds beside its ONNX files: plain file name -> sha256
     max_batch: int = Field(gt=0)  # the largest batch that was verified; the batcher never exceeds it
+    batch_note: str = ""  # why it is 1, where the model itself fixes it
     variants: dict[Precision, Variant]
     source: Source
     versions: dict[str, str]  # package -> version that took part in the build

@@ -28,7 +28,7 @@ from ortserve.readiness import Readiness
 UNMATCHED = "unmatched"  # the endpoint label of every path that is no route: callers cannot make series
 UNKNOWN = "unknown"  # the model or reason label of anything that is not in its closed set
 PROBES = frozenset({"/healthz", "/livez", "/readyz", "/metrics"})  # do not count as a "last request", as in BentoML
-_FAILURES = (500, 503, 504)  # the statuses of an endpoint that is the service's fault; `replies.py` has the table
+_ANSWERS = (200, 429, 500, 503, 504)  # statuses of an endpoint, less those that are the caller's fault; `replies.py` has the table
 
 
 def _codes(root: type[errors.OrtServeError]) -> frozenset[str]:
@@ -184,8 +184,8 @@ class Metrics:
         return self._models[model]
 
     def expect(self, endpoint: str) -> None:
-        """Let that endpoint's failures stand at 0: a first one that appears at 1 is an increase no rate() can see."""
-        for status in _FAILURES:
+        """Let that endpoint's answers stand at 0: a first one that appears at 1 is an increase no rate() can see."""
+        for status in _ANSWERS:
             self.counter("bentoml_service_request_total").labels(endpoint, *self._service, str(status))
 
     def request_started(self, endpoint: str) -> None:
@@ -222,14 +222,18 @@ class Metrics:
     def _known(self, model: str) -> ModelMetrics:
         return self._models.get(model) or self.for_model(UNKNOWN)
 
-    def describe(
-        self, *, model: str, version: str, task: str, precision: str, sha256: str, provider: str, onnxruntime_version: str
-    ) -> None:
-        """State the facts of a loaded model, which make this process a worker; `provider` is the one its session confirmed."""
+    def started(self, model: str) -> None:
+        """This process is a worker of that model, whether its session is here or in another."""
         self.gauge("ortserve_workers").set(1)
         self.gauge("ortserve_start_time_seconds").labels(*self._service[:2]).set(time.time())
         self.counter("ortserve_worker_starts_total").inc()
         self.for_model(model)
+
+    def describe(
+        self, *, model: str, version: str, task: str, precision: str, sha256: str, provider: str, onnxruntime_version: str
+    ) -> None:
+        """State the facts of a loaded model, which make this process a worker; `provider` is the one its session confirmed."""
+        self.started(model)
         self.gauge("ortserve_model_info").labels(model, version, task, precision, sha256, provider, onnxruntime_version).set(1)
         self.gauge("ortserve_provider_active_workers").labels(model, provider).set(1)
 

@@ -22,14 +22,14 @@ _PREDICT_ERRORS = {
     422: "A parameter that is not of its type or in its range, or unknown; a text that is empty or too long",
     429: "The queue is full; Retry-After says when to come back",
     500: "The model failed on this input",
-    503: "The service is stopping",
+    503: "The service is stopping, or its runner is not there: Retry-After says when to come back",
     504: "The deadline passed",
 }
 _GET_PATHS = {
     "/models": ("List the served models: version, provider, precision.", {}),
     "/models/{name}": ("One model's facts: manifest, parity report, active provider, precision.", {404: "No such model"}),
-    "/livez": ("200 while the process lives.", {}),
-    "/readyz": ("200 once every worker is warm and its provider confirmed.", {503: "Not every worker is warm"}),
+    "/livez": ("200 while the process lives.", {503: "A process died that nothing starts again: in a container"}),
+    "/readyz": ("200 once every worker is warm and its provider confirmed.", {503: "Not every worker is warm, or no runner is connected"}),
     "/metrics": ("Prometheus metrics of all workers.", {}),
 }
 

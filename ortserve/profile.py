@@ -140,6 +140,12 @@ class MetricsPort(_Section):
         return value
 
 
+class Stopping(_Section):
+    """How the service ends when it is told to."""
+
+    drain_delay_ms: float = Field(default=5_000.0, ge=0.0, le=300_000.0)  # after SIGTERM; Ctrl-C does not wait
+
+
 class Tracing(_Section):
     """OpenTelemetry spans over OTLP; the exporter is set by the standard OTEL_* variables."""
 
@@ -152,8 +158,8 @@ class Profile(_Section):
 
     name: str = ""  # set by load(): the shipped name or the file's stem; shown, never branched on
     description: str
-    placement: Literal["in_process"] = "in_process"
-    workers: int = Field(default=1, ge=1, le=256)
+    placement: Literal["in_process", "separate"] = "in_process"
+    workers: int = Field(default=1, ge=1, le=256)  # API processes; placement separate has one more, the runner
     execution: tuple[Execution, ...] = Field(min_length=1)  # tried in order; the first whose provider the session confirms
     images: Images = Images()
     limits: Limits = Limits()
@@ -161,6 +167,7 @@ class Profile(_Section):
     logging: Logging = Logging()
     metrics: MetricsPort = MetricsPort()
     tracing: Tracing = Tracing()
+    stopping: Stopping = Stopping()
 
     @property
     def p99_target_ms(self) -> float:

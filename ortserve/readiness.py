@@ -12,7 +12,8 @@ from ortserve import multiprocess
 
 RUN_FOLDER_ENV = "ORTSERVE_RUN_FOLDER"  # set by the parent process for its workers
 _PREFIX = "ortserve"
-_EVER = "ever_ready"
+_EVER = "ever_ready"  # a mark for each of the start's services that had a warm worker
+_EXPECTED = "expected"  # a number of workers for each of them
 _FAILED = "failed"
 
 
@@ -33,9 +34,15 @@ def create_run_folder() -> Path:
     return folder
 
 
+def expect(folder: Path, service: str, workers: int) -> None:
+    """Say that this start has so many workers of that service. Called before the first of them is ready."""
+    (folder / _EXPECTED).mkdir(exist_ok=True)
+    (folder / _EXPECTED / service).write_text(str(workers), encoding="ascii")
+
+
 def ever_ready(folder: Path) -> bool:
-    """True once any worker of that run folder was warm, whatever became of it."""
-    return (folder / _EVER).exists()
+    """True once every service of that run folder had a warm worker, whatever became of it."""
+    return all((folder / f"{_EVER}.{expected.name}").exists() for expected in (folder / _EXPECTED).iterdir())
 
 
 def report_failure(folder: Path, line: str) -> int | str:
@@ -61,21 +68,33 @@ def made_here(folder: Path) -> bool:
     return f".{multiprocess.process_id(os.getpid())}." in folder.name
 
 
+def begun() -> Path | None:
+    """The run folder that this process made, for another service of the same start; None where there is none."""
+    folder = Path(os.environ.get(RUN_FOLDER_ENV) or "/")
+    return folder if made_here(folder) and folder.is_dir() else None
+
+
 def run_folder() -> Path:
     """This service's run folder: the parent's, or a new one where there was no parent (one worker, started by hand)."""
     inherited = os.environ.get(RUN_FOLDER_ENV)
     return Path(inherited) if inherited and Path(inherited).is_dir() else create_run_folder()
 
 
-class Readiness:
-    """The ready marks of one service's workers. A worker that died does not count: its process is looked for each time."""
+def parent_lives(folder: Path) -> bool:
+    """True while the process lives that made that run folder."""
+    return multiprocess.is_alive(folder.name.split(".")[1])
 
-    def __init__(self, folder: Path, expected: int) -> None:
-        self._ever = folder / _EVER
+
+class Readiness:
+    """The ready marks of a start's workers. A worker that died does not count: its process is looked for each time."""
+
+    def __init__(self, folder: Path, service: str) -> None:
+        self._ever = folder / f"{_EVER}.{service}"
+        self._expected = folder / _EXPECTED
         self._folder = folder / "ready"
         self._folder.mkdir(exist_ok=True)
         self._mark = self._folder / (multiprocess.process_id(os.getpid()) or "")
-        self._expected = expected
+        self.leaving = False  # this worker was ready and is no more
 
     def mark(self) -> None:
         """This worker is warm and accepts requests."""
@@ -83,9 +102,11 @@ class Readiness:
         self._mark.touch()
 
     def unmark(self) -> None:
-        """This worker takes nothing more."""
+        """This worker is about to end."""
+        self.leaving = True
         self._mark.unlink(missing_ok=True)
 
     def count(self) -> tuple[int, int]:
-        """(warm and living workers, expected workers)."""
-        return sum(multiprocess.is_alive(mark.name) for mark in self._folder.iterdir()), self._expected
+        """(warm and living workers, expected workers), of every service of this start."""
+        expected = sum(int(file.read_text(encoding="ascii")) for file in self._expected.iterdir())
+        return sum(multiprocess.is_alive(mark.name) for mark in self._folder.iterdir()), expected

@@ -31,6 +31,7 @@ STATUS: dict[type[errors.OrtServeError], int] = {
     errors.InferenceError: 500,
     errors.ServingError: 503,
     errors.ShuttingDown: 503,
+    errors.RunnerUnavailable: 503,
     errors.DeadlineExceeded: 504,
 }
 
@@ -69,7 +70,7 @@ def status_of(error: Exception) -> int:
 def error_reply(error: Exception) -> Reply:
     """The response for an error. Only errors made for callers show their message."""
     headers = []
-    if isinstance(error, errors.QueueFull):
+    if isinstance(error, errors.QueueFull | errors.RunnerUnavailable):
         headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
     if isinstance(error, errors.MethodNotAllowed):
         headers.append((b"allow", error.allowed.encode()))

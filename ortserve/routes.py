@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 from ortserve import body, requests
 from ortserve.edge import Handler, Receive, Request, Route
+from ortserve.engine import Engine
 from ortserve.errors import NotFound, RequestError, ServingError
+from ortserve.liveness import Liveness
 from ortserve.metrics import Metrics
 from ortserve.model import Answer, ServedModel
 from ortserve.page import page
@@ -22,7 +24,7 @@ T = TypeVar("T")
 MULTIPART_OVERHEAD_BYTES = 64 * 1024  # boundaries, part headers and form fields around one picture
 
 
-def build(served: ServedModel, profile: Profile, readiness: Readiness, metrics: Metrics) -> list[Route]:
+def build(served: ServedModel, profile: Profile, readiness: Readiness, liveness: Liveness, metrics: Metrics) -> list[Route]:
     """Every route of the service: the task's endpoints, the models' facts, health, and metrics where they have no port of their own."""
     budget = body.BufferBudget(profile.limits.max_buffered_bytes)
     models = {served.name: served}
@@ -33,8 +35,15 @@ def build(served: ServedModel, profile: Profile, readiness: Readiness, metrics: 
         Route("GET", "/", page(served.name)),
         Route("GET", "/models", _list_models(models, profile)),
         Route("GET", "/models/{name}", _show_model(models, profile)),
-        Route("GET", "/livez", _alive),
-        Route("GET", "/readyz", _ready(readiness)),
+        *health(profile, readiness, liveness, metrics, served.engine),
+    ]
+
+
+def health(profile: Profile, readiness: Readiness, liveness: Liveness, metrics: Metrics, engine: Engine) -> list[Route]:
+    """What machines ask of every service, also of one that answers nobody else."""
+    return [
+        Route("GET", "/livez", _alive(liveness)),
+        Route("GET", "/readyz", _ready(readiness, engine)),
         *([Route("GET", "/metrics", _metrics(metrics, readiness))] if profile.metrics.port is None else []),
     ]
 
@@ -148,15 +157,25 @@ def _show_model(models: Mapping[str, ServedModel], profile: Profile) -> Handler:
     return handler
 
 
-async def _alive(_: Request) -> Reply:
-    return json_reply({"status": "alive"})
-
-
-def _ready(readiness: Readiness) -> Handler:
+def _alive(liveness: Liveness) -> Handler:
     async def handler(_: Request) -> Reply:
+        if lost := liveness.lost():
+            message = f"expected every process of this service to live, {lost} died and nothing starts another here: restart the container"
+            return json_reply(error_body("process_lost", message), 503)
+        return json_reply({"status": "alive"})
+
+    return handler
+
+
+def _ready(readiness: Readiness, engine: Engine) -> Handler:
+    async def handler(_: Request) -> Reply:
+        if readiness.leaving:
+            return json_reply(error_body("shutting_down", "this service is stopping: send new requests to another"), 503)
         ready, expected = readiness.count()
         if ready < expected:
             return json_reply(error_body("not_ready", f"expected {expected} warm workers, {ready} are: wait and ask again"), 503)
+        if not engine.available:
+            return json_reply(error_body("not_ready", "expected a runner that is warm, none is connected: wait and ask again"), 503)
         return json_reply({"status": "ready", "workers": ready})
 
     return handler

@@ -25,6 +25,42 @@ class Classification(BaseModel):
     predictions: list[Prediction] = Field(description="Best first.")
 
 
+class Box(BaseModel):
+    """Two corners in pixels of the picture as it was sent, upright; 0, 0 is its upper left corner."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+
+class FoundObject(BaseModel):
+    """One object: what it is, how sure the model is of it, and where it is."""
+
+    class_id: int = Field(description="Index of the class in the model's labels.")
+    label: str
+    score: float = Field(description="0 to 1.")
+    box: Box
+
+
+class ImageSize(BaseModel):
+    """Of the picture as it was sent, upright."""
+
+    width: int
+    height: int
+
+
+class Detection(BaseModel):
+    """The answer to one picture."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model: str
+    version: str
+    image: ImageSize
+    detections: list[FoundObject] = Field(description="Best first.")
+
+
 class Tokens(BaseModel):
     """What a request of texts cost."""
 
@@ -106,3 +142,19 @@ class BatchClassification(BaseModel):
     model: str
     version: str
     results: list[BatchResult]
+
+
+class DetectionResult(BaseModel):
+    """One picture of a batch: `image` and `detections`, or `error`."""
+
+    image: ImageSize | None = None
+    detections: list[FoundObject] | None = None
+    error: ErrorDetail | None = None
+
+
+class BatchDetection(BaseModel):
+    """The answer to many pictures, in the order they were sent."""
+
+    model: str
+    version: str
+    results: list[DetectionResult]

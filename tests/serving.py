@@ -23,6 +23,9 @@ from prometheus_client.parser import text_string_to_metric_families
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ROOT / "examples" / "digits.bentomodel"
 
+SERVE = ("bentoml", "serve")
+SERVE_ONE = ("bentoml_cli._internal.start", "start-http-server")  # one service of several: BentoML's own command in a container
+
 # Processes are found by this variable: BentoML's workers leave the process group, and orphans leave the process tree.
 _MARK = "ORTSERVE_TEST_SERVER"
 
@@ -77,7 +80,8 @@ class Server:
     """One `bentoml serve`. As a context manager it is ready inside the block and gone after it.
 
     `target` is what is served: "." for the checkout, NAME:VERSION for a bento; `env` is laid over the environment
-    (`ORTSERVE_PROFILE`, `ORTSERVE_MODEL`); `arguments` are further ones of `bentoml serve`.
+    (`ORTSERVE_PROFILE`, `ORTSERVE_MODEL`); `command` starts it, `arguments` are further ones of it; `port` is any free one where it is
+    not given.
     """
 
     def __init__(
@@ -87,10 +91,12 @@ class Server:
         target: str = ".",
         cwd: Path = ROOT,
         env: Mapping[str, str] | None = None,
+        command: Sequence[str] = SERVE,
         arguments: Sequence[str] = (),
+        port: int | None = None,
         ready_timeout_s: float = 90,
     ) -> None:
-        self.port = free_port()
+        self.port = free_port() if port is None else port
         self.base_url = f"http://127.0.0.1:{self.port}"
         self._mark = uuid.uuid4().hex
         self._ready_timeout_s = ready_timeout_s
@@ -99,7 +105,7 @@ class Server:
         self._log = ""  # what the log held when the server was stopped
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "bentoml", "serve", target, "--host", "127.0.0.1", "--port", str(self.port), *arguments],
+                [sys.executable, "-m", *command, target, "--host", "127.0.0.1", "--port", str(self.port), *arguments],
                 cwd=cwd,
                 env=bentoml_environment(home, {**(env or {}), _MARK: self._mark}),
                 stdin=subprocess.DEVNULL,
@@ -139,9 +145,9 @@ class Server:
         return self.process.wait(timeout_s)
 
     def stop(self) -> None:
-        """End every process of this server: SIGTERM to the first, SIGKILL to what is left. Safe to call twice; the log stays readable."""
+        """End every process of this server, as Ctrl-C does; SIGKILL to what is left. Safe to call twice; the log stays readable."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(signal.SIGINT)
             try:
                 self.process.wait(20)
             except subprocess.TimeoutExpired:
@@ -164,6 +170,11 @@ class Server:
             except (psutil.Error, OSError):
                 continue  # it ended meanwhile, or belongs to someone else
         return found
+
+    def workers(self) -> list[psutil.Process]:
+        """The living worker processes, the oldest first."""
+        found = [process for process in self.processes() if "_bentoml_impl.worker.service" in process.cmdline()]
+        return sorted(found, key=lambda process: process.create_time())
 
     def log(self) -> str:
         """Everything the processes wrote so far, standard output and standard error together."""

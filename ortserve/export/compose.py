@@ -24,13 +24,19 @@ Layout = Literal["nchw", "nhwc", "pixels"]
 
 
 @dataclass(frozen=True)
-class Interface:
-    """What the given graph takes and answers."""
+class Entry:
+    """What the given graph takes."""
 
     input: str
     layout: Layout  # float32 channels first, float32 channels last, or uint8 channels last (then it normalises by itself)
     batch: int | None  # None: free
     size: tuple[int | None, int | None]  # height, width; None: free
+
+
+@dataclass(frozen=True)
+class Interface(Entry):
+    """What the given graph takes and answers."""
+
     output: str
     logits: str | None  # the input of the Softmax the graph ends in; None where it ends in logits
 
@@ -40,27 +46,34 @@ def compose(given: onnx.ModelProto, face: Interface, preprocessing: Preprocessin
 
     Raises ExportError where its opset cannot be converted or it fixes the batch inside.
     """
-    model = _in_opset(given, opset or max(opset_of(given), DEFAULT_OPSET if opset_of(given) < OLDEST_OPSET else 0))
-    model = onnx.compose.add_prefix(model, PREFIX)
+    model = entered(given, face, preprocessing, opset)
     graph = model.graph
-    if face.batch is not None:
-        _free_batch(model, face.batch)
-    _prepend(graph, PREFIX + face.input, face, preprocessing)
     answer, logits = PREFIX + face.output, None if face.logits is None else PREFIX + face.logits
     if logits is None:
-        _rename(model, answer, "logits")
+        rename(model, answer, "logits")
         graph.node.append(helper.make_node("Softmax", ["logits"], ["probabilities"], name="softmax", axis=1))
     else:
-        _rename(model, logits, "logits")
-        _rename(model, answer, "probabilities")
+        rename(model, logits, "logits")
+        rename(model, answer, "probabilities")
     del graph.output[:]
-    graph.ClearField("value_info")  # shapes of the batch it was exported with
     for name in ("logits", "probabilities"):
         graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", None]))
-    classes = _probe(model, preprocessing, face)
+    shape = free_shapes(model, ["logits"], preprocessing, face)[0]
     for value in graph.output:
-        value.type.tensor_type.shape.dim[1].dim_value = classes
+        value.type.tensor_type.shape.dim[1].dim_value = shape[0]
     return stripped(model)
+
+
+def entered(given: onnx.ModelProto, entry: Entry, preprocessing: Preprocessing, opset: int | None, *, free: bool = True) -> onnx.ModelProto:
+    """The given graph under `PREFIX` with `pixels` uint8[batch,H,W,3] before it, its outputs as they were; its batch free where asked."""
+    model = _in_opset(given, opset or max(opset_of(given), DEFAULT_OPSET if opset_of(given) < OLDEST_OPSET else 0))
+    model = onnx.compose.add_prefix(model, PREFIX)
+    _leave_out_empty_inputs(model)
+    if entry.batch is not None and free:
+        _free_batch(model, entry.batch)
+    _prepend(model.graph, PREFIX + entry.input, entry, preprocessing)
+    model.graph.ClearField("value_info")  # shapes of the batch it was exported with
+    return model
 
 
 def _in_opset(model: onnx.ModelProto, wanted: int) -> onnx.ModelProto:
@@ -77,7 +90,7 @@ def _in_opset(model: onnx.ModelProto, wanted: int) -> onnx.ModelProto:
         ) from error
 
 
-def _prepend(graph: onnx.GraphProto, entry: str, face: Interface, preprocessing: Preprocessing) -> None:
+def _prepend(graph: onnx.GraphProto, entry: str, face: Entry, preprocessing: Preprocessing) -> None:
     """Put the cast, layout and normalisation in front of the graph's own input."""
     shape: list[str | int | None] = ["batch", preprocessing.height, preprocessing.width, 3]
     del graph.input[:]
@@ -94,18 +107,35 @@ def _prepend(graph: onnx.GraphProto, entry: str, face: Interface, preprocessing:
         if channels_first:
             nodes.append(helper.make_node("Transpose", ["cast"], ["layout"], name="layout", perm=[0, 3, 1, 2]))
         nodes.append(helper.make_node("Mul", [nodes[-1].output[0], "scale"], ["scaled"], name="scale"))
-        nodes.append(helper.make_node("Add", ["scaled", "bias"], [entry], name="bias"))
+        turned = preprocessing.channels == "bgr"
+        nodes.append(helper.make_node("Add", ["scaled", "bias"], ["biased" if turned else entry], name="bias"))
+        if turned:
+            graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0], np.int64), "bgr"))
+            nodes.append(helper.make_node("Gather", ["biased", "bgr"], [entry], name="turn", axis=1 if channels_first else 3))
     own = list(graph.node)
     del graph.node[:]
     graph.node.extend([*nodes, *own])
 
 
-def _free_batch(model: onnx.ModelProto, batch: int) -> None:
-    """Let every Reshape to a constant shape that begins with the fixed batch take the batch it is given (ONNX: 0 copies it)."""
+def _constants(model: onnx.ModelProto) -> dict[str, TensorProto]:
     constants = {item.name: item for item in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             constants[node.output[0]] = node.attribute[0].t
+    return constants
+
+
+def _leave_out_empty_inputs(model: onnx.ModelProto) -> None:
+    """Resize up to opset 12 says "none" by an empty tensor; since then by no input at all, which a cast to fp16 cannot hide."""
+    empty = {name for name, tensor in _constants(model).items() if 0 in tensor.dims}
+    for node in model.graph.node:
+        if node.op_type == "Resize":
+            node.input[:] = ["" if name in empty else name for name in node.input]
+
+
+def _free_batch(model: onnx.ModelProto, batch: int) -> None:
+    """Let every Reshape to a constant shape that begins with the fixed batch take the batch it is given (ONNX: 0 copies it)."""
+    constants = _constants(model)
     for index, node in enumerate(model.graph.node):
         if node.op_type != "Reshape" or node.input[1] not in constants:
             continue
@@ -117,27 +147,29 @@ def _free_batch(model: onnx.ModelProto, batch: int) -> None:
             node.input[1] = name
 
 
-def _probe(model: onnx.ModelProto, preprocessing: Preprocessing, face: Interface) -> int:
-    """How many classes the graph answers; shows on the way that it runs with other batches than its own."""
+def free_shapes(model: onnx.ModelProto, outputs: list[str], preprocessing: Preprocessing, face: Entry) -> list[tuple[int, ...]]:
+    """The shape of each output's rows, where the graph runs with other batches than its own. Raises ExportError where it does not."""
+    shapes: list[tuple[int, ...]] = []
     try:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         for rows in (1, 2, 3):
-            [logits] = session.run(["logits"], {"pixels": np.zeros((rows, preprocessing.height, preprocessing.width, 3), np.uint8)})
-            if logits.ndim != 2 or logits.shape[0] != rows:
-                raise ExportError(f"expected [{rows},classes] for {rows} pictures, got {list(logits.shape)}")
+            answers = session.run(outputs, {"pixels": np.zeros((rows, preprocessing.height, preprocessing.width, 3), np.uint8)})
+            if wrong := [list(answer.shape) for answer in answers if answer.ndim < 2 or answer.shape[0] != rows]:
+                raise ExportError(f"expected [{rows},...] for {rows} pictures, got {wrong[0]}")
+            shapes = [answer.shape[1:] for answer in answers]
     except Exception as error:  # the binding raises a family of types that share no base
         fixed = "" if face.batch is None else f" (it was exported for {face.batch})"
         raise ExportError(
             f"the graph does not run with a free batch{fixed}: {' '.join(str(error).split())[:200]}: "
             "export it again with a dynamic first dimension"
         ) from error
-    return int(logits.shape[1])
+    return shapes
 
 
-def _rename(model: onnx.ModelProto, old: str, new: str) -> None:
+def rename(model: onnx.ModelProto, old: str, new: str) -> None:
     """Give a computed tensor another name."""
     rename_uses(model, old, new)
     for node in model.graph.node:

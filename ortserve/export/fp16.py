@@ -27,12 +27,15 @@ FP32_OPS = (
 LARGEST = float(np.finfo(np.float16).max) / 4
 
 
-def to_fp16(graph: onnx.ModelProto, samples: Iterable[Tensors]) -> onnx.ModelProto:
-    """The graph with fp16 weights and arithmetic, where that is safe; `samples` are batches that show how large the values grow."""
+def to_fp16(graph: onnx.ModelProto, samples: Iterable[Tensors], keep: Iterable[str] = ()) -> onnx.ModelProto:
+    """The graph with fp16 weights and arithmetic, where that is safe; `samples` are batches that show how large the values grow.
+
+    The nodes named in `keep` stay fp32.
+    """
     source = onnx.ModelProto()
     source.CopyFrom(with_node_names(graph))
     fused = bool(fused_operators(source))
-    blocked = {*preparing_nodes(source), *overflowing_nodes(source, samples)}
+    blocked = {*keep, *preparing_nodes(source), *overflowing_nodes(source, samples)}
     with quiet():
         converted = convert_float_to_float16(
             with_shapes(source) if fused else source,
@@ -59,8 +62,9 @@ def overflowing_nodes(graph: onnx.ModelProto, samples: Iterable[Tensors]) -> lis
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # every tensor of the graph must exist
     session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
     large: set[str] = set()
+    own = [value.name for value in probe.graph.input]
     for inputs in samples:
-        for name, value in zip(names, session.run(names, inputs), strict=True):
+        for name, value in zip(names, session.run(names, {tensor: inputs[tensor] for tensor in own}), strict=True):
             if not np.isfinite(value).all():
                 raise ExportError(f"the fp32 graph itself has NaN or Inf in {name!r}: mend the model before converting it")
             if np.abs(value).max(initial=0.0) > LARGEST:
@@ -75,6 +79,7 @@ def without_round_trips(graph: onnx.ModelProto) -> onnx.ModelProto:
     The converter wraps each fp32 node in casts of its own, also where two fp32 nodes follow each other.
     """
     nodes = graph.graph.node
+    _drop_repeated(graph)
     producer = {output: node for node in nodes for output in node.output}
     outputs = {value.name for value in graph.graph.output}
     for up in list(nodes):
@@ -114,6 +119,16 @@ def _without_twins(graph: onnx.ModelProto) -> onnx.ModelProto:
             first.setdefault(key, node.output[0])
     _drop_unused(graph)
     return _sorted(graph)
+
+
+def _drop_repeated(graph: onnx.ModelProto) -> None:
+    """Remove nodes that compute a tensor a second time: the converter casts a constant again for each fp32 node that reads it."""
+    seen: set[str] = set()
+    for node in list(graph.graph.node):
+        outputs = set(node.output) - {""}
+        if outputs and outputs <= seen:
+            graph.graph.node.remove(node)
+        seen |= outputs
 
 
 def _drop_unused(graph: onnx.ModelProto) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import onnx
 
 from ortserve.export.chatter import quiet
@@ -11,6 +13,7 @@ FUSED_DOMAIN = "com.microsoft"
 
 # What may stand between the picture and the first learned operator: our own normalisation and layout, or the model's own.
 _PREPARING = {"Cast", "Transpose", "Mul", "Add", "Sub", "Div"}
+_LEARNED = {"ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU"}
 
 
 def node_count(graph: onnx.ModelProto) -> int:
@@ -43,6 +46,14 @@ def opset_of(graph: onnx.ModelProto) -> int:
     return next(int(item.version) for item in graph.opset_import if item.domain in ("", "ai.onnx"))
 
 
+def once_each_opset(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with each operator set imported once: `onnx.compose` imports it anew for every part, and the quantizer minds."""
+    versions = {"" if item.domain == "ai.onnx" else item.domain: item.version for item in graph.opset_import}
+    del graph.opset_import[:]
+    graph.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in versions.items())
+    return graph
+
+
 def preparing_nodes(graph: onnx.ModelProto) -> list[str]:
     """Names of the nodes between the input and the first learned operator: they stay fp32 in every precision."""
     names: list[str] = []
@@ -53,6 +64,30 @@ def preparing_nodes(graph: onnx.ModelProto) -> list[str]:
             return names
         names.append(users[0].name)
         tensor = users[0].output[0]
+
+
+def closing_nodes(graph: onnx.ModelProto) -> list[str]:
+    """Names of the nodes between the last learned operators and the outputs: a detector's decoding.
+
+    A convolution to one channel counts as decoding too: in YOLO's heads that is the expected value over a box side's bins.
+    """
+    makers = {output: node for node in graph.graph.node for output in node.output}
+    weights = {item.name: item.dims for item in graph.graph.initializer}
+    names: set[str] = set()
+    tensors = [value.name for value in graph.graph.output]
+    while tensors:
+        node = makers.get(tensors.pop())
+        if node is None or node.name in names or _is_learned(node, weights):
+            continue
+        names.add(node.name)
+        tensors += node.input
+    return sorted(names)
+
+
+def _is_learned(node: onnx.NodeProto, weights: Mapping[str, Sequence[int]]) -> bool:
+    if node.op_type == "Conv":
+        return weights.get(node.input[1], (0,))[0] != 1
+    return node.op_type in _LEARNED
 
 
 def with_node_names(graph: onnx.ModelProto) -> onnx.ModelProto:
@@ -68,3 +103,10 @@ def rename_uses(graph: onnx.ModelProto, old: str, new: str) -> None:
         for index, name in enumerate(node.input):
             if name == old:
                 node.input[index] = new
+
+
+def named(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with the first dimension of every input and output called "batch"."""
+    for value in [*graph.graph.input, *graph.graph.output]:
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    return graph

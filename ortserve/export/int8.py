@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,10 @@ DYNAMIC_OPERATORS = ("MatMul", "Attention", "EmbedLayerNormalization")
 ROWS = 4
 
 
-def to_int8(graph: onnx.ModelProto, calibration: Tensors, path: Path, advance: Callable[[int, int], None]) -> None:
-    """Write the quantised graph to `path`. `advance(done, total)` is told of the calibration rows that were run.
+def to_int8(
+    graph: onnx.ModelProto, calibration: Tensors, path: Path, advance: Callable[[int, int], None], keep: Iterable[str] = ()
+) -> None:
+    """Write the quantised graph to `path`, the nodes named in `keep` in fp32. `advance(done, total)` is told of the rows that were run.
 
     Weights and activations are both signed (S8S8), ONNX Runtime's first choice for QDQ: unsigned activations with signed weights
     saturate on CPUs without VNNI, so that what was verified on one machine would answer differently on another. (By its documentation:
@@ -45,13 +47,13 @@ def to_int8(graph: onnx.ModelProto, calibration: Tensors, path: Path, advance: C
         quantize_static(
             source,
             path,
-            _Reader(calibration, advance),
+            _Reader({value.name: calibration[value.name] for value in source.graph.input}, advance),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
-            nodes_to_exclude=[*preparing_nodes(source), *(node.name for node in source.graph.node if node.op_type == "Softmax")],
+            nodes_to_exclude=[*keep, *preparing_nodes(source), *(node.name for node in source.graph.node if node.op_type == "Softmax")],
         )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from ortserve.export.simplify import simplify
 from ortserve.export.tasks import BuildTask, Samples
 from ortserve.manifest import Source
 from ortserve.session import Tensors
@@ -35,10 +36,15 @@ class Loaded:
     task: BuildTask
     reference: Reference
     graph: Callable[[int | None], onnx.ModelProto]  # opset (None: the default) -> the graph, its inputs and outputs those of the task
+    simplify: Callable[[onnx.ModelProto], onnx.ModelProto] = simplify  # the graph, smaller and faster, answering the same
+    # Put behind the graph after it was converted, in fp32 whatever the precision; what the graph does after its last learned operator
+    # stays fp32 as well then. For detectors, whose coordinates an int8 or fp16 would round to the next pixel or the next ten.
+    tail: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
     source: Source
     packages: tuple[str, ...]  # whose versions belong in the manifest
-    simplify: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None  # to a faster graph that answers the same; None: by onnxsim
     facts: Mapping[str, Any]  # the sections of the manifest that the task reads: labels, preprocessing, ...
     files: Mapping[str, bytes] = field(default_factory=dict)  # what the package holds beside its ONNX files, by name
     samples: Samples | None = None  # those that the source brings itself; --calibration replaces them
+    max_batch: int | None = None  # the only batch that the graph takes, where it fixes one
+    batch_note: str = ""  # why
     note: str = ""  # what the build's first line says of it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 import tempfile
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -16,7 +17,8 @@ from onnx import TensorProto
 from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, load_external_data_for_model, uses_external_data
 
 from ortserve.errors import SourceError
-from ortserve.export.compose import Interface, Layout, compose
+from ortserve.export.compose import Entry, Interface, Layout, compose
+from ortserve.export.graph import once_each_opset
 from ortserve.export.labels import matching, model_name, read_labels
 from ortserve.export.loaded import Loaded, Pixels
 from ortserve.export.options import Options
@@ -35,7 +37,7 @@ def load(options: Options) -> Loaded:
         raise SourceError(f"--weights {options.weights}: {path.name} brings its weights itself: leave --weights out")
     model = read(path)
     face = interface(model, path.name)
-    preprocessing = _preprocessing(options, face, path.name)
+    preprocessing = preprocessing_of(options, face, path.name)
     reference = OnnxReference(model, face, preprocessing, path.name)
     shape = reference({"pixels": np.zeros((2, preprocessing.height, preprocessing.width, 3), np.uint8)})["logits"].shape
     if len(shape) != 2 or shape[1] < 2:
@@ -53,48 +55,60 @@ def load(options: Options) -> Loaded:
     )
 
 
-class OnnxReference:
-    """The given file's own answers with optimisations off, fed with float pictures that numpy normalised.
+class OnnxRunner:
+    """The given file's own answers with optimisations off, fed with float pictures that numpy normalised."""
 
-    Where the graph ends in a Softmax, the tensor before it is read too: those are the logits.
-    """
-
-    def __init__(self, model: onnx.ModelProto, face: Interface, preprocessing: Preprocessing, name: str) -> None:
+    def __init__(self, model: onnx.ModelProto, entry: Entry, preprocessing: Preprocessing, name: str, outputs: Sequence[str]) -> None:
         self.description = f"{name}, optimisations off"
-        self._face = face
+        self._entry = entry
+        self._outputs = outputs
+        self._bgr = preprocessing.channels == "bgr"
         self._mean = np.array(preprocessing.mean, np.float32)
         self._std = np.array(preprocessing.std, np.float32)
         opened = onnx.ModelProto()
         opened.CopyFrom(model)
-        if face.logits is not None:
-            opened.graph.output.append(onnx.helper.make_tensor_value_info(face.logits, TensorProto.FLOAT, None))
+        given = {value.name for value in opened.graph.output}
+        opened.graph.output.extend(
+            onnx.helper.make_tensor_value_info(output, TensorProto.FLOAT, None) for output in outputs if output not in given
+        )
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / name  # one self-contained file: every byte of it has been checked by `read`
             onnx.save(opened, str(copy))
             execution = Execution(provider="CPUExecutionProvider", session=SessionOptions(graph_optimization_level="disabled"))
             self._session = Session.open(copy, execution)
 
-    def __call__(self, inputs: Tensors) -> Tensors:
-        """As `Reference`."""
-        pixels = inputs["pixels"]
-        rows = self._face.batch or len(pixels)
+    def __call__(self, pixels: Pixels) -> list[NDArray[Any]]:
+        """Each output for these pictures, in the order they were named."""
+        rows = self._entry.batch or len(pixels)
         parts = [self._run(pixels[start : start + rows], rows) for start in range(0, len(pixels), rows)]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
-    def _run(self, pixels: Pixels, rows: int) -> Tensors:
+    def _run(self, pixels: Pixels, rows: int) -> list[NDArray[Any]]:
         """One run; a graph with a fixed batch gets its last chunk filled up with copies."""
         filled = pixels if len(pixels) == rows else pixels[np.arange(rows) % len(pixels)]
-        answer = self._session.run({self._face.input: self._fed(filled)})
-        output = answer[self._face.output][: len(pixels)]
-        if self._face.logits is not None:
-            return {"logits": answer[self._face.logits][: len(pixels)], "probabilities": output}
-        return {"logits": output, "probabilities": softmax(output)}
+        answer = self._session.run({self._entry.input: self._fed(filled)})
+        return [answer[output][: len(pixels)] for output in self._outputs]
 
     def _fed(self, pixels: Pixels) -> NDArray[Any]:
-        if self._face.layout == "pixels":
+        if self._entry.layout == "pixels":
             return pixels
         normalised = (pixels.astype(np.float32) / np.float32(255.0) - self._mean) / self._std
-        return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2)) if self._face.layout == "nchw" else normalised
+        if self._bgr:
+            normalised = normalised[..., ::-1]
+        return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2) if self._entry.layout == "nchw" else normalised)
+
+
+class OnnxReference:
+    """`Reference` for a classifier. Where the graph ends in a Softmax, the tensor before it is read too: those are the logits."""
+
+    def __init__(self, model: onnx.ModelProto, face: Interface, preprocessing: Preprocessing, name: str) -> None:
+        self._run = OnnxRunner(model, face, preprocessing, name, [face.output] if face.logits is None else [face.logits, face.output])
+        self.description = self._run.description
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        """As `Reference`."""
+        answers = self._run(inputs["pixels"])
+        return {"logits": answers[0], "probabilities": softmax(answers[0]) if len(answers) == 1 else answers[1]}
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -127,7 +141,7 @@ def read(path: Path) -> onnx.ModelProto:
     for value in [value for value in model.graph.input if value.name in weights]:
         model.graph.input.remove(value)
     inlined: onnx.ModelProto = onnx.inliner.inline_local_functions(model)
-    return inlined
+    return once_each_opset(inlined)
 
 
 def interface(model: onnx.ModelProto, name: str) -> Interface:
@@ -137,7 +151,27 @@ def interface(model: onnx.ModelProto, name: str) -> Interface:
         raise SourceError(
             f"expected {name} to have one input and one output, got {', '.join(inputs)} -> {', '.join(outputs)}: export it alone"
         )
-    [given], [answer] = model.graph.input, model.graph.output
+    [answer] = model.graph.output
+    entry = entry_of(model, name)
+    last = {output: node for node in model.graph.node for output in node.output}.get(answer.name)
+    if last is not None and last.op_type == "Sigmoid":
+        raise SourceError(f"{name} ends in a Sigmoid, so its classes do not exclude each other: only one class per picture is served")
+    ends_in_softmax = last is not None and last.op_type == "Softmax"
+    return Interface(
+        input=entry.input,
+        layout=entry.layout,
+        batch=entry.batch,
+        size=entry.size,
+        output=answer.name,
+        logits=last.input[0] if last is not None and ends_in_softmax else None,
+    )
+
+
+def entry_of(model: onnx.ModelProto, name: str) -> Entry:
+    """What the graph takes. Raises SourceError where that is not one batch of pictures."""
+    if len(model.graph.input) != 1:
+        raise SourceError(f"expected {name} to have one input, got {', '.join(value.name for value in model.graph.input)}: export it alone")
+    [given] = model.graph.input
     dims = [dim.dim_value or None for dim in given.type.tensor_type.shape.dim]
     dtype = given.type.tensor_type.elem_type
     layout = _layout(dims, dtype)
@@ -145,18 +179,7 @@ def interface(model: onnx.ModelProto, name: str) -> Interface:
         shown = f"{TensorProto.DataType.Name(dtype).lower()}[{','.join('?' if dim is None else str(dim) for dim in dims)}]"
         raise SourceError(f"expected {name} to take float[N,3,H,W], float[N,H,W,3] or uint8[N,H,W,3], got {shown}: export it so, in fp32")
     sides = dims[2:4] if layout == "nchw" else dims[1:3]
-    last = {output: node for node in model.graph.node for output in node.output}.get(answer.name)
-    if last is not None and last.op_type == "Sigmoid":
-        raise SourceError(f"{name} ends in a Sigmoid, so its classes do not exclude each other: only one class per picture is served")
-    ends_in_softmax = last is not None and last.op_type == "Softmax"
-    return Interface(
-        input=given.name,
-        layout=layout,
-        batch=dims[0],
-        size=(sides[0], sides[1]),
-        output=answer.name,
-        logits=last.input[0] if last is not None and ends_in_softmax else None,
-    )
+    return Entry(input=given.name, layout=layout, batch=dims[0], size=(sides[0], sides[1]))
 
 
 def _layout(dims: list[int | None], dtype: int) -> Layout | None:
@@ -168,7 +191,8 @@ def _layout(dims: list[int | None], dtype: int) -> Layout | None:
     return "pixels" if dtype == TensorProto.UINT8 and last and not first else None
 
 
-def _preprocessing(options: Options, face: Interface, name: str) -> Preprocessing:
+def preprocessing_of(options: Options, face: Entry, name: str, decide: Callable[..., Preprocessing] = decide) -> Preprocessing:
+    """How pictures become this graph's input. Raises SourceError where the command line contradicts it."""
     height, width = face.size
     if options.input_size is not None and any(have not in (None, want) for have, want in zip(face.size, options.input_size, strict=True)):
         raise SourceError(f"{name} fixes its input at {height}x{width}: leave --input-size out, or export it for another size")

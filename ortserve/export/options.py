@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ortserve.manifest import Precision
+from ortserve.manifest import Background, BoxFormat, LabelsPerBox, Layout, Precision, ScoreActivation
 
-Task = Literal["image-classification", "feature-extraction", "text-classification"]
+Task = Literal["image-classification", "object-detection", "feature-extraction", "text-classification"]
+ResizeMode = Literal["crop", "stretch", "pad", "letterbox"]
+BoxScale = Literal["pixels", "relative"]
+Suppression = Literal["graph", "service"]
+ChannelOrder = Literal["rgb", "bgr"]
 Pooling = Literal["mean", "cls", "max", "mean_sqrt_len_tokens", "lasttoken"]
-ResizeMode = Literal["crop", "stretch", "pad"]
 Triple = tuple[float, float, float]
 
 
@@ -29,6 +32,15 @@ class Options:
     mean: Triple | None = None
     std: Triple | None = None
     resize_mode: ResizeMode | None = None
+    channel_order: ChannelOrder | None = None
+    detection_layout: Layout | None = None
+    box_format: BoxFormat | None = None
+    box_scale: BoxScale | None = None
+    background_class: Background | None = None
+    score_activation: ScoreActivation | None = None
+    labels_per_box: LabelsPerBox | None = None
+    nms: Suppression | None = None
+    max_detections: int | None = None
     pooling: Pooling | None = None
     normalize: bool | None = None
     max_tokens: int | None = None

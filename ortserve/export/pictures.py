@@ -8,7 +8,7 @@ import numpy as np
 
 from ortserve.errors import CalibrationError, RequestError
 from ortserve.export.loaded import Pixels
-from ortserve.export.tasks import Advance, Samples
+from ortserve.export.tasks import Advance, Probe, Samples, batches_up_to
 from ortserve.images import load
 from ortserve.manifest import Preprocessing
 from ortserve.profile import Limits
@@ -18,6 +18,17 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
 MOST = 1000
 # MinMax ranges settle within some tens of pictures; ONNX Runtime's own examples use about a hundred.
 CALIBRATION = 100
+
+
+def picture_probes(preprocessing: Preprocessing, max_batch: int) -> list[Probe]:
+    """Noise at every batch size, all black, all white, as rows of the one input `pixels`."""
+    shape = (preprocessing.height, preprocessing.width, 3)
+    noise = np.random.default_rng(0).integers(0, 256, (max_batch, *shape), dtype=np.uint8)
+    flat = {name: np.full((1, *shape), value, np.uint8) for name, value in (("black", 0), ("white", 255))}
+    return [
+        Probe("noise", {"pixels": noise}, batches_up_to(max_batch)),
+        *(Probe(name, {"pixels": pixels}, (1,)) for name, pixels in flat.items()),
+    ]
 
 
 def to_pixels(data: bytes, preprocessing: Preprocessing) -> Pixels:

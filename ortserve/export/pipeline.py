@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -10,13 +11,12 @@ import onnx
 
 from ortserve.errors import CalibrationError, ParityError
 from ortserve.export import fp16, int8, store
-from ortserve.export.graph import fused_operators, node_count, opset_of
+from ortserve.export.graph import closing_nodes, fused_operators, node_count, opset_of, with_node_names
 from ortserve.export.loaded import Loaded
 from ortserve.export.options import Options
 from ortserve.export.report import Screen, size
-from ortserve.export.simplify import simplify
 from ortserve.export.source import load
-from ortserve.export.tasks import BuildTask, Samples, cut
+from ortserve.export.tasks import Samples, cut
 from ortserve.export.verify import Expected, expect, verify
 from ortserve.manifest import Manifest, Precision, Variant, sha256_of
 
@@ -31,7 +31,11 @@ def build(options: Options, screen: Screen) -> str:
     """
     with screen.stage("load") as stage:
         loaded = load(options, stage.advance)
-        stage.result = ", ".join(filter(None, (loaded.source.reference, f"weights {loaded.source.weights}", loaded.note)))
+        if loaded.max_batch is not None:
+            options = replace(options, max_batch=loaded.max_batch)
+        stage.result = ", ".join(
+            filter(None, (loaded.source.reference, f"weights {loaded.source.weights}", loaded.note, loaded.batch_note))
+        )
     for precision in options.precisions:
         loaded.task.agreement_limit(precision, options)  # an option out of range is told before minutes of work
     samples = _samples(options, loaded, screen)
@@ -41,7 +45,7 @@ def build(options: Options, screen: Screen) -> str:
         variants: dict[Precision, Variant] = {}
         for precision in options.precisions:
             path = staged.folder / f"{precision}.onnx"
-            _convert(graph, precision, path, loaded.task, expected, samples, screen)
+            _convert(graph, precision, path, loaded, expected, samples, screen)
             with screen.stage(f"verify {precision}") as stage:
                 parity = verify(path, loaded.task, expected, precision, options, stage.advance)
                 stage.result = f"{len(parity.checks)} checks, {'passed' if parity.passed else 'FAILED'}"
@@ -100,26 +104,29 @@ def _graph(options: Options, loaded: Loaded, screen: Screen) -> onnx.ModelProto:
         exported = loaded.graph(options.opset)
         stage.result = f"{_facts(exported)}, opset {opset_of(exported)}"
     with screen.stage("simplify") as stage:
-        graph = (loaded.simplify or simplify)(exported)
+        graph = loaded.simplify(exported)
         fused = ", ".join(f"{count} {operator}" for operator, count in fused_operators(graph).items())
         stage.result = f"{_facts(exported)} -> {_facts(graph)}{fused and f': {fused}'}"
     return graph
 
 
 def _convert(
-    graph: onnx.ModelProto, precision: Precision, path: Path, task: BuildTask, expected: Expected, samples: Samples | None, screen: Screen
+    graph: onnx.ModelProto, precision: Precision, path: Path, loaded: Loaded, expected: Expected, samples: Samples | None, screen: Screen
 ) -> None:
-    """Write the graph in one precision to `path`."""
+    """Write the graph in one precision to `path`, with its tail if it has one."""
     with screen.stage(f"convert {precision}") as stage:
-        if precision == "int8" and task.int8 == "dynamic":
+        keep = closing_nodes(with_node_names(graph)) if loaded.tail is not None else []
+        if precision == "int8" and loaded.task.int8 == "dynamic":
             int8.to_dynamic_int8(graph, path)
         elif precision == "int8":
             assert samples is not None  # asked for in _samples
-            int8.to_int8(graph, samples.calibration, path, stage.advance)
+            int8.to_int8(graph, samples.calibration, path, stage.advance, keep)
         elif precision == "fp16":
-            fp16.save(fp16.to_fp16(graph, (cut(case.tensors, 0, 1) for case in expected.cases)), path)
+            fp16.save(fp16.to_fp16(graph, (cut(case.tensors, 0, 1) for case in expected.cases), keep), path)
         else:
             fp16.save(graph, path)
+        if loaded.tail is not None:
+            fp16.save(loaded.tail(onnx.load(path)), path)
         stage.result = f"{_facts(graph)} -> {_facts(onnx.load(path))}"
 
 
@@ -132,6 +139,7 @@ def _manifest(options: Options, staged: store.Staged, loaded: Loaded, variants: 
         **loaded.facts,
         files={name: sha256_of(staged.folder / name) for name in loaded.files},
         max_batch=options.max_batch,
+        batch_note=loaded.batch_note,
         variants=variants,
         source=loaded.source,
         versions={package: _version(package) for package in sorted({*PACKAGES, *loaded.packages})},

@@ -14,6 +14,7 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 DEFAULT_SIDE = 224
+DEFAULT_DETECTOR_SIDE = 640  # what YOLO's published models were trained at
 # torchvision's and most papers' way: resize the shorter side to 256, cut 224.
 RESIZE_RATIO = 256 / 224
 
@@ -43,8 +44,37 @@ def decide(
         width=width,
         resize_size=shorter,
         interpolation=interpolation,
+        channels=options.channel_order or "rgb",
         mean=_triple("--mean", options.mean or mean or IMAGENET_MEAN, low=-1.0),
         std=_triple("--std", options.std or std or IMAGENET_STD, low=1e-6),
+    )
+
+
+def decide_detector(
+    options: Options,
+    *,
+    size: tuple[int, int] | None = None,
+    mode: Literal["letterbox", "stretch"] = "letterbox",
+    mean: Triple | None = None,
+    std: Triple | None = None,
+) -> Preprocessing:
+    """As `decide`, for a detector: the whole picture stays in sight, since a box outside of a crop could not be found.
+
+    Pixels of 0 to 1 and a grey of 114 around them are YOLO's. Raises SourceError where a mean or std is no sensible number, or for a
+    way of resizing that does not lead back to the picture.
+    """
+    if options.resize_mode not in (None, "letterbox", "stretch"):
+        raise SourceError(f"--resize-mode {options.resize_mode}: a detector's picture is letterboxed or stretched: choose one of them")
+    height, width = options.input_size or size or (DEFAULT_DETECTOR_SIDE, DEFAULT_DETECTOR_SIDE)
+    return Preprocessing(
+        mode=options.resize_mode or mode,
+        height=height,
+        width=width,
+        antialias=False,
+        pad_value=114,
+        channels=options.channel_order or "rgb",
+        mean=_triple("--mean", options.mean or mean or (0.0, 0.0, 0.0), low=-1.0),
+        std=_triple("--std", options.std or std or (1.0, 1.0, 1.0), low=1e-6),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,8 +18,25 @@ from ortserve.export.labels import model_name, read_labels
 from ortserve.export.loaded import Loaded
 from ortserve.export.module import from_module
 from ortserve.export.options import Options
-from ortserve.export.preprocessing import decide
+from ortserve.export.preprocessing import decide, decide_detector
+from ortserve.export.torch_detector import from_detector
 from ortserve.manifest import Source, sha256_of
+
+
+def _classifier(model: nn.Module, name: str, options: Options, source: Source) -> Loaded:
+    return from_module(model, name, read_labels(options.labels), decide(options), source)
+
+
+def _detector(model: nn.Module, name: str, options: Options, source: Source) -> Loaded:
+    labels, preprocessing = read_labels(options.labels), decide_detector(options)
+    return from_detector(model, name=name, options=options, preprocessing=preprocessing, labels=labels, source=source)
+
+
+# How a module is packaged for a task: (module, name, options, source) -> Loaded.
+_FOR_TASK: dict[str, Callable[[nn.Module, str, Options, Source], Loaded]] = {
+    "image-classification": _classifier,
+    "object-detection": _detector,
+}
 
 
 def load(options: Options) -> Loaded:
@@ -38,7 +56,10 @@ def load(options: Options) -> Loaded:
         digest = sha256_of(Path(weights).expanduser())
     shown = {None: "the factory's own", "random": f"random (seed {options.seed})"}.get(weights, Path(weights or "").name)
     source = Source(kind="python", reference=f"{path.name}:{factory}", weights=shown, weights_sha256=digest)
-    return from_module(model, model_name(path.stem), read_labels(options.labels), decide(options), source)
+    task = options.task or "image-classification"
+    if task not in _FOR_TASK:
+        raise SourceError(f"--task {task}: a PyTorch module is packaged for one of {', '.join(_FOR_TASK)}: choose one of these")
+    return _FOR_TASK[task](model, model_name(path.stem), options, source)
 
 
 def _imported(path: Path) -> ModuleType:

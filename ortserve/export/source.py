@@ -1,4 +1,4 @@
-"""SOURCE, told apart: digits, a torchvision name, a Hugging Face directory, the user's own Python file, or an ONNX file."""
+"""SOURCE, told apart: digits, a torchvision or timm name, a Hugging Face directory, the user's own Python file, an Ultralytics or an ONNX file."""
 
 from __future__ import annotations
 
@@ -15,8 +15,15 @@ from ortserve.manifest import Source
 def load(options: Options, advance: Callable[[int, int], None]) -> Loaded:
     """The model that `options.source` names, with its labels, pre-processing and reference.
 
-    Raises SourceError where it cannot be found or used; the message says what to give instead.
+    Raises SourceError where it cannot be found or used, or is for another task than --task; the message says what to give instead.
     """
+    loaded = _load(options, advance)
+    if options.task not in (None, loaded.task.name):
+        raise SourceError(f"--task {options.task}: {loaded.source.reference} is for {loaded.task.name}: leave --task out")
+    return loaded
+
+
+def _load(options: Options, advance: Callable[[int, int], None]) -> Loaded:
     # Imported where they are needed: torchvision and scikit-learn take seconds, and only one of them is used.
     source = options.source
     if source == "digits":
@@ -26,9 +33,17 @@ def load(options: Options, advance: Callable[[int, int], None]) -> Loaded:
 
         return hf_directory.load(options)
     if source.lower().endswith(".onnx"):
-        from ortserve.export import onnx_file
+        from ortserve.export import onnx_detector, onnx_file
 
-        return onnx_file.load(options)
+        return onnx_detector.load(options) if options.task == "object-detection" else onnx_file.load(options)
+    if source.startswith("timm:"):
+        from ortserve.export import timm_zoo
+
+        return timm_zoo.load(options)
+    if source.lower().endswith((".pt", ".yaml", ".yml")):
+        from ortserve.export import ultralytics_model
+
+        return ultralytics_model.load(options)
     if ":" in source or source.lower().endswith(".py"):
         from ortserve.export import python_file
 

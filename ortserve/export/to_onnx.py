@@ -8,6 +8,7 @@ from torch import nn
 
 from ortserve.errors import ExportError
 from ortserve.export.chatter import quiet
+from ortserve.export.graph import named
 from ortserve.export.wrapper import Packaged
 from ortserve.manifest import Preprocessing
 
@@ -19,23 +20,28 @@ _MOST_ROWS = 4096
 
 
 def export(model: nn.Module, preprocessing: Preprocessing, opset: int | None) -> onnx.ModelProto:
-    """The graph `pixels` uint8[batch,H,W,3] -> `logits`, `probabilities` float32[batch,C], weights inside.
+    """The graph `pixels` uint8[batch,H,W,3] -> `logits`, `probabilities` float32[batch,C], weights inside. Raises as `export_pixels`."""
+    return export_pixels(Packaged(model, preprocessing), preprocessing, ["logits", "probabilities"], opset)
 
-    Raises ExportError where the model cannot be traced with a free batch.
+
+def export_pixels(module: nn.Module, preprocessing: Preprocessing, outputs: list[str], opset: int | None) -> onnx.ModelProto:
+    """The graph of a module that takes `pixels` uint8[batch,H,W,3], its outputs under these names, weights inside.
+
+    Raises ExportError where the module cannot be traced with a free batch.
     """
     # Two rows: one row would be taken for a constant and fix the batch.
     example = torch.zeros((2, preprocessing.height, preprocessing.width, 3), dtype=torch.uint8)
     try:
         with quiet():
             program = torch.onnx.export(
-                Packaged(model, preprocessing).eval(),
+                module.eval(),
                 (example,),
                 dynamo=True,
                 external_data=False,
                 verbose=False,
                 opset_version=opset or DEFAULT_OPSET,
                 input_names=["pixels"],
-                output_names=["logits", "probabilities"],
+                output_names=outputs,
                 dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1, max=_MOST_ROWS)}},
             )
     except Exception as error:  # the exporter wraps whatever the model or its own passes raise
@@ -54,13 +60,6 @@ def stripped(graph: onnx.ModelProto) -> onnx.ModelProto:
     for part in [*parts, *graph.graph.input, *graph.graph.output, *graph.functions]:
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
-    return graph
-
-
-def named(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with the first dimension of every input and output called "batch"."""
-    for value in [*graph.graph.input, *graph.graph.output]:
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
     return graph
 
 

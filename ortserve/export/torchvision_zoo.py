@@ -1,4 +1,4 @@
-"""Torchvision's classification models by name, with the labels and the pre-processing of their default weights."""
+"""Torchvision's classifiers and detectors by name, with the labels and the pre-processing of their default weights."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ _INTERPOLATION: dict[InterpolationMode, Interpolation] = {
     InterpolationMode.BICUBIC: "bicubic",
     InterpolationMode.LANCZOS: "lanczos",
 }
+_BACKGROUND = "__background__"  # as torchvision calls it
 # A server that says nothing for this long is taken for unreachable.
 DOWNLOAD_TIMEOUT_S = 30.0
 
@@ -36,17 +37,20 @@ DOWNLOAD_TIMEOUT_S = 30.0
 def load(options: Options) -> Loaded:
     """The model of that name. Raises SourceError for an unknown name, another kind of model, or weights that cannot be had."""
     name = options.source.lower()
-    _check(name)
+    detector = _is_detector(name, options)
     weights_enum = get_model_weights(name)
     asked = options.weights or "DEFAULT"
     published: Any = getattr(weights_enum, asked, None) if asked != "random" else None
     facts: Any = published or weights_enum.DEFAULT
-    preprocessing = _preprocessing(options, facts)
     labels = read_labels(options.labels)
     if labels is None:
         labels = tuple(facts.meta["categories"])
+    elif detector and published is None:
+        labels = (_BACKGROUND, *labels)  # theirs begin with it
     # A model for other labels than the published ones has another head.
-    sizes = {"num_classes": len(labels)} if published is None else {}
+    sizes: dict[str, Any] = {"num_classes": len(labels)} if published is None else {}
+    if detector:
+        sizes["weights_backbone"] = None  # else theirs would be downloaded
     digest = None
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(options.seed)
@@ -62,19 +66,31 @@ def load(options: Options) -> Loaded:
         digest = sha256_of(path)
     shown = f"random (seed {options.seed})" if asked == "random" else asked if published is not None else Path(asked).name
     source = Source(kind="torchvision", reference=name, weights=shown, weights_sha256=digest)
-    return from_module(model, name, labels, preprocessing, source, ("torchvision",))
+    if detector:
+        from ortserve.export.torchvision_detectors import from_torchvision
+
+        return from_torchvision(model, labels, source, options)
+    return from_module(model, name, labels, _preprocessing(options, facts), source, ("torchvision",))
 
 
-def _check(name: str) -> None:
+def _is_detector(name: str, options: Options) -> bool:
+    """Whether the name is one of a detector and not of a classifier. Raises SourceError where it is neither, or not for the task."""
     known = list_models(module=torchvision.models)
-    if name in known:
-        return
+    detectors = list_models(module=torchvision.models.detection)
+    if name in known or name in detectors:
+        kind = "object-detection" if name in detectors else "image-classification"
+        if options.task not in (None, kind):
+            raise SourceError(f"--task {options.task}: torchvision's {name} is for {kind}: leave --task out")
+        return name in detectors
     if name in list_models():
         module = get_model_builder(name).__module__.split(".")[2]
-        raise SourceError(f"{name} is one of torchvision's {module} models: only its classification models answer one class per picture")
+        raise SourceError(f"{name} is one of torchvision's {module} models: only its classification and detection models are served")
+    known = [*known, *detectors]
     near = difflib.get_close_matches(name, known, n=3)
     hint = (
-        f"did you mean {' or '.join(near)}?" if near else f"expected one of torchvision's {len(known)} classification models, as resnet50"
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else f"expected one of torchvision's {len(known)} classifiers and detectors, as resnet50"
     )
     raise SourceError(f"SOURCE {name!r} is not digits, FILE.py:FACTORY, a .onnx file or a torchvision model: {hint}")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from ortserve.errors import SourceError
@@ -14,8 +17,8 @@ from ortserve.session import Tensors
 REFERENCE_ROWS = 16
 
 
-class Packaged(nn.Module):
-    """`pixels` uint8[N,H,W,3] -> `logits` float32[N,C], `probabilities` float32[N,C]."""
+class Prepared(nn.Module):
+    """A module that takes `pixels` uint8[N,H,W,3] for one that takes normalised float32[N,3,H,W]."""
 
     scale: torch.Tensor
     bias: torch.Tensor
@@ -23,37 +26,61 @@ class Packaged(nn.Module):
     def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.model = model
+        self._bgr = preprocessing.channels == "bgr"
         mean = torch.tensor(preprocessing.mean, dtype=torch.float64).view(1, 3, 1, 1)
         std = torch.tensor(preprocessing.std, dtype=torch.float64).view(1, 3, 1, 1)
         # (pixel / 255 - mean) / std, as one multiplication and one addition; computed in double so that only their result is rounded.
         self.register_buffer("scale", (1.0 / (255.0 * std)).float())
         self.register_buffer("bias", (-mean / std).float())
 
+    def prepared(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the model takes. The cast comes first: TensorRT takes a uint8 input only where a cast follows at once."""
+        normalised = pixels.float().permute(0, 3, 1, 2) * self.scale + self.bias
+        return normalised.flip(1) if self._bgr else normalised
+
+
+class Packaged(Prepared):
+    """`pixels` uint8[N,H,W,3] -> `logits` float32[N,C], `probabilities` float32[N,C]."""
+
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and probabilities. The cast comes first: TensorRT takes a uint8 input only where a cast follows at once."""
-        logits = self.model(pixels.float().permute(0, 3, 1, 2) * self.scale + self.bias).float()
+        """Logits and probabilities."""
+        logits = self.model(self.prepared(pixels)).float()
         return logits, torch.softmax(logits, dim=1)
 
 
-class TorchReference:
+class TorchRunner:
     """PyTorch's own answers in fp32, normalised the way torchvision does it: independent of the wrapper that is exported."""
 
     def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
         self.description = f"PyTorch fp32 (torch {torch.__version__.partition('+')[0]})"
         self._model = model
+        self._bgr = preprocessing.channels == "bgr"
         self._mean = torch.tensor(preprocessing.mean).view(1, 3, 1, 1)
         self._std = torch.tensor(preprocessing.std).view(1, 3, 1, 1)
 
+    def __call__(self, pixels: Pixels) -> list[NDArray[Any]]:
+        """Each output of the module for these pictures; of a module that answers one tensor, that one."""
+        with torch.inference_mode():
+            parts = [self._outputs(torch.from_numpy(chunk)) for chunk in _chunks(pixels)]
+            return [torch.cat(outputs).numpy() for outputs in zip(*parts, strict=True)]
+
+    def _outputs(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        normalised = (pixels.permute(0, 3, 1, 2).float() / 255.0 - self._mean) / self._std
+        answer = self._model(normalised.flip(1) if self._bgr else normalised)
+        return [tensor.float() for tensor in ([answer] if isinstance(answer, torch.Tensor) else answer)]
+
+
+class TorchReference:
+    """`Reference` for a classifier."""
+
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
+        self._run = TorchRunner(model, preprocessing)
+        self.description = self._run.description
+
     def __call__(self, inputs: Tensors) -> Tensors:
         """As `Reference`."""
-        with torch.inference_mode():
-            chunks = [self._logits(torch.from_numpy(chunk)) for chunk in _chunks(inputs["pixels"])]
-            logits = torch.cat(chunks)
-            return {"logits": logits.numpy(), "probabilities": torch.softmax(logits, dim=1).numpy()}
-
-    def _logits(self, pixels: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self._model((pixels.permute(0, 3, 1, 2).float() / 255.0 - self._mean) / self._std)
-        return logits.float()
+        [logits] = self._run(inputs["pixels"])
+        return {"logits": logits, "probabilities": torch.softmax(torch.from_numpy(logits), dim=1).numpy()}
 
 
 def ready(model: nn.Module, preprocessing: Preprocessing) -> int:

@@ -14,6 +14,7 @@ from ortserve.errors import ModelError
 from ortserve.tasks.endpoint import Endpoint
 from ortserve.tasks.feature_extraction import FeatureExtraction
 from ortserve.tasks.image_classification import ImageClassification
+from ortserve.tasks.object_detection import ObjectDetection
 from ortserve.tasks.row import Row
 from ortserve.tasks.text_classification import TextClassification
 
@@ -42,6 +43,7 @@ class Task(Protocol):
 _TASKS: dict[str, Callable[[Manifest, Path, Profile], Task]] = {
     "feature-extraction": FeatureExtraction,
     "image-classification": ImageClassification,
+    "object-detection": ObjectDetection,
     "text-classification": TextClassification,
 }
 

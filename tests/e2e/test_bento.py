@@ -14,7 +14,7 @@ import httpx
 import pytest
 import yaml
 
-from tests.packages import add_package, picture
+from tests.packages import add_package, picture, write_profile
 from tests.serving import DIGITS, ROOT, Server, bentoml
 
 pytestmark = pytest.mark.e2e
@@ -42,7 +42,7 @@ def bentos(tmp_path_factory: pytest.TempPathFactory) -> Bentos:
     checkout = tmp_path_factory.mktemp("checkout")
     bentoml(home, "models", "import", str(DIGITS))
     add_package(home, "colours:1")
-    for name in ("ortserve", "profiles", "requirements", "tests"):
+    for name in ("deploy", "ortserve", "profiles", "requirements", "tests"):
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("service.py", "build_model.py", "bentofile.yaml", "README.md"):
         if (ROOT / name).exists():
@@ -124,6 +124,15 @@ def test_every_shipped_profile_starts_with_the_one_bento(bentos: Bentos, serve_b
         samples = server.metrics()
     labels = {key for name, key in samples if name == "bentoml_service_request_total"}
     assert {("service_version", bentos.digits.partition(":")[2])} <= set().union(*labels)
+
+
+def test_the_one_bento_serves_with_a_runner_of_its_own(bentos: Bentos, serve_bento: Callable[..., Any], tmp_path: Path) -> None:
+    mine = write_profile(tmp_path / "mine.yaml", placement="separate", workers=2)
+    with serve_bento(bentos.both, ORTSERVE_PROFILE=mine, ORTSERVE_MODEL="digits") as server:
+        answer = ask(server, (ROOT / "examples" / "seven.png").read_bytes())
+        assert (answer["model"], answer["version"], answer["predictions"][0]["label"]) == ("digits", "1", "7")
+        pid = httpx.get(f"{server.base_url}/models/digits").json()["pid"]
+        assert [process.pid for process in server.processes() if "model_runner" in process.cmdline()] == [pid]
 
 
 @pytest.mark.parametrize(("wanted", "content", "served"), [

@@ -9,24 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.packages import add_package, picture, write_profile
+from tests.packages import picture, write_profile
 from tests.serving import Server, free_port, until
 
 pytestmark = pytest.mark.e2e
 
 WORKERS = 2
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with the model `colours`."""
-    folder = tmp_path_factory.mktemp("home")
-    add_package(folder, "colours:1")
-    return folder
 
 
 @dataclass
@@ -46,10 +37,6 @@ class Apart:
         samples = [sample for family in families for sample in family.samples]
         return sum(sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items())
 
-    def workers(self) -> list[psutil.Process]:
-        """The living worker processes."""
-        return [process for process in self.server.processes() if "_bentoml_impl.worker.service" in process.cmdline()]
-
     def classify(self, count: int) -> None:
         """Send so many pictures, each over a connection of its own, so that every worker gets some."""
 
@@ -62,11 +49,11 @@ class Apart:
 
 
 @pytest.fixture(scope="module")
-def apart(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apart]:
+def apart(digits_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apart]:
     """The one service of this file."""
     port = free_port()
     mine = write_profile(tmp_path_factory.mktemp("apart") / "mine.yaml", workers=WORKERS, metrics={"port": port, "host": "127.0.0.1"})
-    with Server(home, env={"ORTSERVE_PROFILE": mine, "ORTSERVE_MODEL": "colours"}) as server:
+    with Server(digits_home, env={"ORTSERVE_PROFILE": mine}) as server:
         yield Apart(server, port)
 
 
@@ -84,7 +71,7 @@ def test_what_both_workers_count_adds_up_there(apart: Apart) -> None:
     apart.classify(60)
     assert apart.value("ortserve_batch_size_rows_sum") - before == 60
     assert apart.value("ortserve_workers") == WORKERS
-    assert apart.value("ortserve_model_info", model="colours") == 1
+    assert apart.value("ortserve_model_info", model="digits") == 1
     assert apart.value("bentoml_service_request_total", endpoint="/classify", http_response_code="200") >= 60
 
 
@@ -121,7 +108,7 @@ def test_a_scraper_that_stalls_keeps_no_other_waiting(apart: Apart) -> None:
 
 def test_it_answers_although_every_worker_dies(apart: Apart) -> None:
     before = apart.value("ortserve_batch_size_rows_sum")
-    old = apart.workers()
+    old = apart.server.workers()
     assert len(old) == WORKERS
     for process in old:
         process.kill()
@@ -135,13 +122,13 @@ def test_it_answers_although_every_worker_dies(apart: Apart) -> None:
     assert apart.value("ortserve_batch_size_rows_sum") == before + 4
 
 
-def test_a_port_that_is_taken_ends_the_start_with_one_line(home: Path, tmp_path: Path) -> None:
+def test_a_port_that_is_taken_ends_the_start_with_one_line(digits_home: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         mine = write_profile(tmp_path / "mine.yaml", metrics={"port": port, "host": "127.0.0.1"})
-        server = Server(home, env={"ORTSERVE_PROFILE": mine, "ORTSERVE_MODEL": "colours"})
+        server = Server(digits_home, env={"ORTSERVE_PROFILE": mine})
         try:
             assert server.wait_exit() == 1
             lines = server.log().splitlines()

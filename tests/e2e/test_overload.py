@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ import httpx
 import pytest
 
 from tests.packages import COLOURS, add_package, picture, write_profile
+from tests.rush import at_once
 from tests.serving import Server, until
 
 pytestmark = pytest.mark.e2e
@@ -63,17 +63,7 @@ def value(server: Server, name: str, **labels: str) -> float:
 def test_a_full_queue_refuses_at_once_and_what_it_took_is_answered_rightly(tight: Server) -> None:
     before = value(tight, "ortserve_refusals_total", reason="queue_full")
     colours = [NAMES[index % 3] for index in range(24)]
-    together = threading.Barrier(len(colours))
-
-    def ask(colour: str) -> httpx.Response:
-        together.wait()
-        return classify(tight, colour)
-
-    with ThreadPoolExecutor(len(colours)) as pool:
-        answers = list(pool.map(ask, colours))
-    taken = [(answer, colour) for answer, colour in zip(answers, colours, strict=True) if answer.status_code == 200]
-    refused = [answer for answer in answers if answer.status_code == 429]
-    assert len(taken) + len(refused) == len(colours), sorted(answer.status_code for answer in answers)
+    taken, refused = at_once(colours, lambda colour: classify(tight, colour))
     assert len(taken) >= 4
     assert all(best(answer) == colour for answer, colour in taken)
     assert refused  # six of the 24 fit at once, and a few more as those finish

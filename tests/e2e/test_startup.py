@@ -74,6 +74,8 @@ CASES = {
     "misspelled key": Case(MINE, "did you mean 'workers'?", profile_file(execution("CPUExecutionProvider") + "wokers: 2\n")),
     "only CUDA": Case({**MINE, **COLOURS}, "there is no NVIDIA GPU", lambda home, files: (
         package(home), profile_file(execution("CUDAExecutionProvider"))(home, files))),
+    "only CUDA, in the runner": Case({**MINE, **COLOURS}, "there is no NVIDIA GPU", lambda home, files: (
+        package(home), profile_file(execution("CUDAExecutionProvider") + "placement: separate\nworkers: 2\n")(home, files))),
     "only OpenVINO": Case({**MINE, **COLOURS}, "install onnxruntime-openvino", lambda home, files: (
         package(home), profile_file(execution("OpenVINOExecutionProvider"))(home, files))),
     "missing model": Case({"ORTSERVE_MODEL": "cats"}, "model cats is not in the BentoML store"),

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from tests.packages import add_package, picture, write_profile
@@ -56,11 +55,6 @@ def pair(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]
             yield started
     finally:
         started.server.stop()
-
-
-def workers(server: Server) -> list[psutil.Process]:
-    """The living worker processes."""
-    return [process for process in server.processes() if "_bentoml_impl.worker.service" in process.cmdline()]
 
 
 def value(server: Server, name: str, **labels: str) -> float:
@@ -131,7 +125,7 @@ def test_a_killed_worker_is_missed_replaced_and_not_forgotten(pair: Pair) -> Non
     server = pair.server
     classify(server, 20)
     before = counters(server)
-    old = workers(server)
+    old = server.workers()
     assert len(old) == WORKERS
     old[0].kill()
     old[0].wait(10)
@@ -147,7 +141,7 @@ def test_a_killed_worker_is_missed_replaced_and_not_forgotten(pair: Pair) -> Non
 
     until(lambda: httpx.get(f"{server.base_url}/readyz", timeout=60).status_code == 200)
     assert value(server, "ortserve_workers") == WORKERS
-    assert len({process.pid for process in workers(server)} & {process.pid for process in old}) == 1
+    assert len({process.pid for process in server.workers()} & {process.pid for process in old}) == 1
     after = counters(server)
     assert all(after.get(key, -1) >= number for key, number in during.items())
     assert value(server, "ortserve_batch_size_rows_sum") - sum(

@@ -19,6 +19,8 @@ import yaml
 from ortserve import profile
 from ortserve.catalogue import CATALOGUE
 from ortserve.profile import GPU_PROVIDERS, Profile
+from ortserve.remote_engine import GOING_S
+from ortserve.services import RUNNER
 
 pytestmark = pytest.mark.integration
 
@@ -168,6 +170,14 @@ def test_the_service_monitor_finds_the_metrics_service_alone(overlay: str) -> No
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_alerts_know_the_pods_by_their_job(overlay: str) -> None:
+    (relabelling,) = the(overlay, "ServiceMonitor")["spec"]["endpoints"][0]["relabelings"]
+    assert relabelling["targetLabel"] == "job"
+    alerts = (ROOT / "deploy/prometheus/rules/alerts.yaml").read_text(encoding="utf-8")
+    assert set(re.findall(r'job="(\w+)"', alerts)) == {relabelling["replacement"]}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_figures_are_on_a_port_of_their_own_closed_to_all_but_prometheus(overlay: str) -> None:
     ports = {port["name"]: port["containerPort"] for port in container(overlay)["ports"]}
     assert ports == {"http": 3000, "metrics": settings(overlay).metrics.port}
@@ -186,7 +196,7 @@ def test_what_is_under_way_is_answered_before_the_pod_goes(overlay: str) -> None
     limits = settings(overlay).limits
     longest_s = (limits.body_timeout_ms + limits.request_timeout_ms) / 1000
     hook_s = container(overlay)["lifecycle"]["preStop"]["sleep"]["seconds"]
-    drain_s = getattr(settings(overlay), "drain_delay_ms", 0) / 1000
+    drain_s = settings(overlay).stopping.drain_delay_ms / 1000
     assert hook_s > longest_s
     assert pod(overlay)["terminationGracePeriodSeconds"] > hook_s + drain_s + longest_s
 
@@ -274,3 +284,78 @@ def test_the_adapter_reads_series_that_the_service_has() -> None:
         source = series[rule["seriesQuery"].partition("{")[0]]
         assert "endpoint" not in rule["metricsQuery"] or "endpoint" in source.labels
         assert rule["metricsQuery"].count("<<.GroupBy>>") == rule["metricsQuery"].count("sum(")
+
+
+# --- API pods in front of runner pods ---------------------------------------------------------------------------------
+
+
+def named(kind: str, name: str) -> dict[str, Any]:
+    """The one resource of the split overlay of that kind and exact name."""
+    (found,) = [item for item in resources("split") if item["kind"] == kind and item["metadata"]["name"] == name]
+    return found
+
+
+def half(name: str) -> dict[str, Any]:
+    """The one container of that Deployment of the split overlay."""
+    (only,) = named("Deployment", name)["spec"]["template"]["spec"]["containers"]
+    return dict(only)
+
+
+def variables(name: str) -> dict[str, str]:
+    """The environment of that container."""
+    return {variable["name"]: variable["value"] for variable in half(name)["env"]}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_resource_of_the_split_overlay_is_valid(version: str) -> None:
+    for resource in resources("split"):
+        validate(resource, version)
+
+
+def test_the_api_pods_look_for_the_runner_where_it_is() -> None:
+    service = named("Service", "model-runner")["spec"]
+    (port,) = service["ports"]
+    assert variables("model-service")["BENTOML_SERVE_DEPENDS"] == f"{RUNNER}=http://model-runner:{port['port']}"
+    assert half("model-service")["args"] == ["start-http-server"]
+    assert half("model-runner")["args"] == ["start-http-server", "--service-name", RUNNER]
+    assert half("model-service")["image"] == half("model-runner")["image"]  # one bento
+    assert (port["targetPort"], service["selector"]) == ("http", named("Deployment", "model-runner")["spec"]["selector"]["matchLabels"])
+
+
+def test_both_halves_run_the_one_profile_that_places_the_model_apart() -> None:
+    (config,) = [item for item in resources("split") if item["kind"] == "ConfigMap"]
+    assert profile.load(str(FOLDER / "split" / "profile.yaml")).placement == "separate"
+    for name in ("model-service", "model-runner"):
+        volumes = named("Deployment", name)["spec"]["template"]["spec"]["volumes"]
+        assert volumes[-1]["configMap"]["name"] == config["metadata"]["name"]
+        mounts = {mount["mountPath"]: mount["name"] for mount in half(name)["volumeMounts"]}
+        assert mounts[variables(name)["ORTSERVE_PROFILE"].removesuffix("/profile.yaml")] == "profile"
+
+
+def test_only_the_runner_asks_for_the_gpu() -> None:
+    assert half("model-runner")["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert "nvidia.com/gpu" not in half("model-service")["resources"]["limits"]
+
+
+def test_rows_reach_the_runner_from_the_api_pods_alone() -> None:
+    api = named("Deployment", "model-service")["spec"]["template"]["metadata"]["labels"]
+    runner = named("Deployment", "model-runner")["spec"]["template"]["metadata"]["labels"]
+    policy = named("NetworkPolicy", "model-runner")["spec"]
+    assert policy["podSelector"]["matchLabels"] == runner
+    assert policy["egress"] == []
+    (rows,) = [rule["from"] for rule in policy["ingress"] if rule["ports"][0]["port"] == "http"]
+    assert rows == [{"podSelector": {"matchLabels": api}}]
+    to_runner, to_names = named("NetworkPolicy", "model-service")["spec"]["egress"]
+    assert to_runner == {"to": [{"podSelector": {"matchLabels": runner}}], "ports": [{"port": "http", "protocol": "TCP"}]}
+    assert {port["port"] for port in to_names["ports"]} == {53}
+
+
+def test_a_runner_that_goes_has_time_for_what_it_has() -> None:
+    mine = profile.load(str(FOLDER / "split" / "profile.yaml"))
+    spec = named("Deployment", "model-runner")["spec"]["template"]["spec"]
+    hook_s = half("model-runner")["lifecycle"]["preStop"]["sleep"]["seconds"]
+    ends_s = max(mine.stopping.drain_delay_ms / 1000, GOING_S) + mine.limits.request_timeout_ms / 1000
+    assert spec["terminationGracePeriodSeconds"] > hook_s + ends_s
+    start_s = {name: half(name)["startupProbe"] for name in ("model-service", "model-runner")}
+    for name, probe in start_s.items():
+        assert probe["periodSeconds"] * probe["failureThreshold"] < named("Deployment", name)["spec"]["progressDeadlineSeconds"]

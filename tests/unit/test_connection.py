@@ -92,6 +92,16 @@ def test_a_body_may_take_longer_than_its_head(monkeypatch: pytest.MonkeyPatch) -
     assert answers(talk(pieces)) == [ANSWER, LAST]
 
 
+def test_an_answer_of_a_process_that_is_leaving_closes_its_connection_and_loses_nothing_sent_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Connection, "leaving", True)
+    assert answers(talk([POST])) == [ANSWER]
+    said = talk([POST + POST + POST])
+    assert answers(said) == [ANSWER] * 3
+    assert said.count(b"connection: close") == 1
+
+
 def test_a_head_over_the_limit_is_431_in_one_piece_and_in_many() -> None:
     head = b"GET / HTTP/1.1\r\nX: " + b"a" * connection.MAX_HEAD_BYTES + b"\r\n\r\n"
     for pieces in ([head], [head[start : start + 4096] for start in range(0, len(head), 4096)]):

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 
-from ortserve import images
+from ortserve import images, placement
 from ortserve.errors import ImageTooLarge
 from ortserve.manifest import Preprocessing
 
@@ -97,7 +97,7 @@ def test_pad_equals_pillows(width: int, height: int, value: int, interpolation: 
     image, wanted = picture(width, height), how("pad", 40, 57, pad_value=value, interpolation=interpolation)
     if min(40 / height, 57 / width) * min(width, height) < 0.6:
         return  # Pillow's own lets a side vanish: below
-    expected = ImageOps.pad(image, (57, 40), images._RESAMPLING[interpolation], color=(value,) * 3)
+    expected = ImageOps.pad(image, (57, 40), placement.RESAMPLING[interpolation], color=(value,) * 3)
     assert np.array_equal(images.preprocess(image, wanted), np.asarray(expected))
 
 

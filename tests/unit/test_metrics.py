@@ -179,8 +179,8 @@ def test_a_model_on_another_provider_than_the_profiles_first_has_fallen_back(met
         assert value(metrics, "ortserve_provider_fallback_workers", model="digits", wanted="CUDA") == fallen
 
 
-@pytest.mark.parametrize("status", [500, 503, 504])
-def test_an_endpoints_failures_stand_at_zero_before_the_first(metrics: Metrics, status: int) -> None:
+@pytest.mark.parametrize("status", [200, 429, 500, 503, 504])
+def test_an_endpoints_answers_stand_at_zero_before_the_first(metrics: Metrics, status: int) -> None:
     http = {"endpoint": "/classify", "service_name": "shop", "service_version": "v1", "runner_name": "Classifier"}
     metrics.expect("/classify")
     assert value(metrics, "bentoml_service_request_total", **http, http_response_code=str(status)) == 0

@@ -19,20 +19,34 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-LOCKS = ("uv", "serving", "build", "test", "cuda", "openvino")
+LOCKS = ("uv", "serving", "build", "test", "cuda", "openvino", "cpu")
 
-TORCH_SIDE = {"onnx", "onnxscript", "onnxsim", "safetensors", "sklearn", "torch", "torchvision"}
+TORCH_SIDE = {"onnx", "onnxscript", "onnxsim", "safetensors", "sklearn", "timm", "torch", "torchvision", "ultralytics"}
 BENTOML = {"bentoml", "_bentoml_impl", "_bentoml_sdk"}
 HTTP = {"starlette", "uvicorn", "python_multipart"} | BENTOML
 
 # The ground floor: imported by everything, imports nothing above it.
-FOUNDATION = {"errors", "manifest", "profile", "cpus", "images", "image_headers"}
+FOUNDATION = {"errors", "manifest", "profile", "cpus", "images", "image_headers", "nms", "placement"}
 # Runs models and knows no HTTP.
-ENGINE = {"session", "batching", "batch", "fair_queue", "slots"}
+ENGINE = {
+    *("session", "batching", "batch", "fair_queue", "slots", "refusals"),
+    *("engine", "local_engine", "remote_engine", "runner_link", "runner_stream", "frames"),
+}
 # What belongs to HTTP and BentoML: nothing of the foundation, the engine or the build may import it.
-EDGE = {"app", "bento", "body", "connection", "edge", "metrics_port", "openapi", "page", "replies", "requests", "routes", "schemas"}
+EDGE = {
+    *("app", "bento", "body", "connection", "drain", "edge", "metrics_port", "openapi", "page", "replies", "requests", "routes", "schemas"),
+    *("services", "streams"),
+}
 # Where BentoML may be imported: its service, its edge, its store.
-KNOWS_BENTOML = {"service", "ortserve.app", "ortserve.bento", "ortserve.openapi", "ortserve.page", "ortserve.export.store"}
+KNOWS_BENTOML = {
+    "service",
+    "ortserve.app",
+    "ortserve.bento",
+    "ortserve.openapi",
+    "ortserve.page",
+    "ortserve.services",
+    "ortserve.export.store",
+}
 
 
 @cache

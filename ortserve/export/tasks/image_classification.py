@@ -11,8 +11,8 @@ import numpy as np
 from ortserve.export.compare import difference
 from ortserve.export.limits import least_agreement, tolerance
 from ortserve.export.options import Options
-from ortserve.export.pictures import read_folder
-from ortserve.export.tasks import Advance, Case, Probe, Samples, batches_up_to
+from ortserve.export.pictures import picture_probes, read_folder
+from ortserve.export.tasks import Advance, Case, Probe, Samples
 from ortserve.manifest import Agreement, Difference, Precision, Preprocessing, TensorSpec
 from ortserve.session import Tensors
 
@@ -74,13 +74,7 @@ class ImageClassification:
 
     def probes(self, max_batch: int) -> list[Probe]:
         """Noise at every batch size, all black, all white."""
-        shape = (self._preprocessing.height, self._preprocessing.width, 3)
-        noise = np.random.default_rng(0).integers(0, 256, (max_batch, *shape), dtype=np.uint8)
-        flat = {name: np.full((1, *shape), value, np.uint8) for name, value in (("black", 0), ("white", 255))}
-        return [
-            Probe("noise", {"pixels": noise}, batches_up_to(max_batch)),
-            *(Probe(name, {"pixels": pixels}, (1,)) for name, pixels in flat.items()),
-        ]
+        return picture_probes(self._preprocessing, max_batch)
 
     def read_samples(self, folder: Path, advance: Advance) -> Samples:
         """The folder's pictures, some to calibrate on and others to measure on. Raises CalibrationError."""

@@ -1,0 +1,31 @@
+"""What a queue says to those it cannot serve: the same words wherever the queue is."""
+
+from __future__ import annotations
+
+from ortserve.errors import DeadlineExceeded, PayloadTooLarge, QueueFull, RunnerUnavailable, ShuttingDown
+
+
+def queue_full(rows: int, limit: int, waiting: int, drain_s: float) -> QueueFull:
+    """The queue of `limit` rows has no room for `rows` more; it needs `drain_s` seconds to drain."""
+    message = f"expected room for {rows} of {limit} rows, {waiting} wait already: send it again later"
+    return QueueFull(message, retry_after_s=drain_s)
+
+
+def too_many(rows: int, limit: int) -> PayloadTooLarge:
+    """The queue of `limit` rows never has room for so many."""
+    return PayloadTooLarge(f"expected at most {limit} in one request, got {rows}: send several requests")
+
+
+def late() -> DeadlineExceeded:
+    """The deadline passed before there was an answer."""
+    return DeadlineExceeded("expected an answer before the request's deadline, the service is too busy: send it later or allow more time")
+
+
+def stopping() -> ShuttingDown:
+    """The queue takes nothing more."""
+    return ShuttingDown("expected a running service, it is stopping: send the request again, to another instance")
+
+
+def no_runner() -> RunnerUnavailable:
+    """The process that holds the model is not there, or died with the row."""
+    return RunnerUnavailable("expected the process that holds the model, it is not there just now: send the request again")
