@@ -171,8 +171,9 @@ def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     heads = [f"{length} tokens" if length != "mixed" else "mixed" for length in LENGTHS]
     lines = [
-        f"Measured {result['measured_at'][:10]} on {result['machine']['cpus']} CPUs ({result['machine']['cpu']}), {result['model']}, medians of "
-        f"{result['rounds']} rounds of {result['seconds_each']:g} s in turns (lowest to highest); the client shares the CPUs. Sentences per second:",
+        f"Measured {result['measured_at'][:10]} on {result['machine']['cpus']} CPUs ({result['machine']['cpu']}), {result['model']}, "
+        f"medians of {result['rounds']} rounds of {result['seconds_each']:g} s in turns (lowest to highest); the client shares the CPUs. "
+        "Sentences per second:",
         "",
         f"| one text a request, 32 callers | {' | '.join(heads)} | p99 ms, mixed | failed |",
         "|---|---|---|---|---|---|",
