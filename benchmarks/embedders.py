@@ -66,7 +66,7 @@ class Peer:
         self._env = {**os.environ, **OFFLINE, **(env or {})}
 
     def __enter__(self) -> Peer:
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the process
+        self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(self._command, cwd=FOLDER, env=self._env, stdout=self._log, stderr=self._log)
         deadline = time.monotonic() + 120
         while not self._answers():
