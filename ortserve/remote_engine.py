@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from ortserve import refusals
+from ortserve import frames, refusals
 from ortserve.errors import FrameError
 from ortserve.profile import Batching
 from ortserve.runner_link import Link, RemotePlace
@@ -90,6 +90,8 @@ class RemoteEngine:
     def admit(self, rows: int, *, deadline: float) -> Sequence[RemotePlace]:
         """As `Engine.admit`."""
         limit = self._batching.max_queue_size
+        if rows > frames.MAX_RESERVED:
+            raise refusals.too_many(rows, frames.MAX_RESERVED)
         if self._closing:
             raise refusals.stopping()
         if rows == 0:
