@@ -90,14 +90,12 @@ class RemoteEngine:
     def admit(self, rows: int, *, deadline: float) -> Sequence[RemotePlace]:
         """As `Engine.admit`."""
         limit = self._batching.max_queue_size
-        if rows > frames.MAX_RESERVED:
-            raise refusals.too_many(rows, frames.MAX_RESERVED)
         if self._closing:
             raise refusals.stopping()
         if rows == 0:
             return []
-        if rows > limit:
-            raise refusals.too_many(rows, limit)
+        if rows > (most := min(limit, frames.MAX_RESERVED)):
+            raise refusals.too_many(rows, most)
         if (link := self._link) is None or link.lost:
             raise refusals.no_runner()
         if (waiting := link.waiting()) + rows > limit:
