@@ -30,7 +30,7 @@ PROTOCOL = 1  # of both ends; they come from one bento, but two machines may be 
 MAX_FRAME_BYTES = 64 * 1024 * 1024  # a row of 4096 x 4096 pixels of three bytes, and a quarter more
 MAX_TENSORS = 64  # in one row
 MAX_DIMENSIONS = 8
-MAX_RESERVED = 1 << 20  # rows in one RESERVE: whatever a queue may hold
+MAX_RESERVED = 1 << 14  # rows in one RESERVE: each may have to be refused by a frame of its own
 
 Pieces = list[bytes | memoryview]  # of what is to be sent: a large tensor is not copied to stand behind its header
 

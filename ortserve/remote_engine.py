@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from ortserve import refusals
+from ortserve import frames, refusals
 from ortserve.errors import FrameError
 from ortserve.profile import Batching
 from ortserve.runner_link import Link, RemotePlace
@@ -94,8 +94,8 @@ class RemoteEngine:
             raise refusals.stopping()
         if rows == 0:
             return []
-        if rows > limit:
-            raise refusals.too_many(rows, limit)
+        if rows > (most := min(limit, frames.MAX_RESERVED)):
+            raise refusals.too_many(rows, most)
         if (link := self._link) is None or link.lost:
             raise refusals.no_runner()
         if (waiting := link.waiting()) + rows > limit:

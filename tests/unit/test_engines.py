@@ -369,6 +369,25 @@ def test_a_runner_that_goes_with_its_api_worker_answers_to_the_end(tmp_path: Pat
     run(test)
 
 
+def test_a_deadline_is_kept_by_the_api_workers_own_clock(tmp_path: Path) -> None:
+    async def test() -> None:
+        async def greet_and_hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            hello = frames.joined([frames.Hello({**IDENTITY, "engine": {"batching": {}}})])
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(hello), hello))
+            await reader.read()
+            writer.close()
+
+        async with await asyncio.start_unix_server(greet_and_hang, tmp_path / "s"):
+            engine = remote(tmp_path / "s")
+            await engine.start()
+            with pytest.raises(DeadlineExceeded):
+                await ask(engine, 1, within_s=0.02)
+            await engine.close()
+
+    run(test)
+
+
 def test_a_silent_runner_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner_stream, "SILENCE_S", 0.05)  # twenty times sooner than it says anything by itself
 
