@@ -61,7 +61,7 @@ def add_package(home: Path, tag: str, *, seconds_per_row: float = 0.0, precision
         versions={},
         created_at="2026-01-01T00:00:00Z",
     ).write(folder)
-    model.flush()
+    model.flush()  # type: ignore[no-untyped-call]
     model.save(store)
     return Path(store.get(tag).path)
 

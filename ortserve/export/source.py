@@ -1,4 +1,4 @@
-"""SOURCE, told apart: digits, a torchvision or timm name, a Hugging Face directory, the user's own Python file, an Ultralytics or an ONNX file."""
+"""SOURCE, told apart: digits, a torchvision or timm name, a Hugging Face directory, a Python, an Ultralytics or an ONNX file."""
 
 from __future__ import annotations
 

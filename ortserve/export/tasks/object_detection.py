@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,7 @@ class ObjectDetection:
     samples = "pictures"
     measure = "box agreement"
     remedy = "give trained --weights and a --calibration DIR of pictures like those you will serve, with objects on them"
-    int8 = "static"
+    int8: Literal["static", "dynamic"] = "static"
 
     def __init__(self, preprocessing: Preprocessing, tail: Tail) -> None:
         self._preprocessing = preprocessing
