@@ -33,7 +33,7 @@ def build(variant: str, *, tag: str, backend: str, out: Path, options: Sequence[
     """
     bento = _bentoml("build", "-f", str(BENTOFILES[variant].relative_to(ROOT)), "--output", "tag", cwd=ROOT)
     bento = bento.strip().splitlines()[-1].removeprefix("__tag__:")
-    folder = Path(_bentoml("get", bento, "--output", "path", cwd=ROOT).strip().splitlines()[-1])
+    folder = _path("get", bento)
     facts = yaml.safe_load((folder / "bento.yaml").read_text(encoding="utf-8"))
     labels = {
         "org.opencontainers.image.version": facts["version"],
@@ -48,7 +48,7 @@ def build(variant: str, *, tag: str, backend: str, out: Path, options: Sequence[
     _bentoml("containerize", bento, "--backend", backend, "-t", tag, *arguments, cwd=Path(tempfile.gettempdir()))
     out.mkdir(parents=True, exist_ok=True)
     sbom = out / f"{tag.rpartition('/')[2].replace(':', '-')}.cdx.json"
-    sbom.write_text(bill_of_materials(folder), encoding="utf-8")
+    sbom.write_text(bill_of_materials(folder, lambda model: _path("models", "get", model)), encoding="utf-8")
     return sbom
 
 
@@ -57,6 +57,11 @@ def _bentoml(*arguments: str, cwd: Path) -> str:
     environment = {**os.environ, "DOCKER_BUILDKIT": "1", "BENTOML_DO_NOT_TRACK": "True"}
     command = [sys.executable, "-m", "bentoml", *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def _path(*arguments: str) -> Path:
+    """Where `bentoml ARGUMENTS` says that a bento or a model lies."""
+    return Path(_bentoml(*arguments, "--output", "path", cwd=ROOT).strip().splitlines()[-1])
 
 
 def _revision() -> str:

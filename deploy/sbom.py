@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import bentoml
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -26,8 +25,8 @@ PLATFORM = {
 }
 
 
-def bill_of_materials(bento: Path) -> str:
-    """The CycloneDX document, in JSON, of the bento in that folder; its models are looked up in the store."""
+def bill_of_materials(bento: Path, model_folder: Callable[[str], Path]) -> str:
+    """The CycloneDX document, in JSON, of the bento in that folder; `model_folder` says where the model of a tag lies."""
     facts = yaml.safe_load((bento / "bento.yaml").read_text(encoding="utf-8"))
     lock = (bento / "env" / "python" / "requirements.txt").read_text(encoding="utf-8")
     tags = sorted(
@@ -42,7 +41,7 @@ def bill_of_materials(bento: Path) -> str:
             "timestamp": facts["creation_time"],
             "component": {"type": "application", "bom-ref": "bento", "name": facts["name"], "version": facts["version"]},
         },
-        "components": [*map(_model, tags), *map(_package, sorted(packages(lock).items()))],
+        "components": [*(_model(tag, model_folder(tag)) for tag in tags), *map(_package, sorted(packages(lock).items()))],
     }
     return json.dumps(document, indent=1) + "\n"
 
@@ -68,8 +67,7 @@ def _package(pin: tuple[str, str]) -> dict[str, Any]:
     return {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
 
 
-def _model(tag: str) -> dict[str, Any]:
-    folder = Path(bentoml.models.get(tag).path)
+def _model(tag: str, folder: Path) -> dict[str, Any]:
     variants = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["variants"]
     name, _, version = tag.partition(":")
     return {
