@@ -76,6 +76,13 @@ class Proof:
             self.load()
         with self.step("SIGTERM under load"):
             self.stop_under_load()
+        if self.variant != "cpu":
+            return
+        if shutil.which("kubectl") is None:
+            self.note(kubernetes="there is no kubectl here, so the cpu overlay's Deployment was not played")
+            return
+        with self.step("Deployment played"):
+            subprocess.run([ROOT / "deploy/kubernetes/play", self.image, str(free_port()), str(free_port())], check=True)
 
     def build(self) -> None:
         """The bento, the image, its SBOM; in a store of its own."""
