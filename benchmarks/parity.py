@@ -21,7 +21,9 @@ from rich.console import Console
 
 from ortserve.export.report import size
 from ortserve.manifest import Difference, Manifest, ParityReport
+from tests.detectors import face_pictures, faces_onnx
 from tests.serving import ROOT, bentoml_environment
+from tests.texts import minilm, tiny_classifier
 
 RESULTS = ROOT / "benchmarks" / "results"
 console = Console(stderr=True)
@@ -38,6 +40,7 @@ class Case:
 def cases(folder: Path) -> Sequence[Case]:
     """The packages of the table; `folder` is for files they are made of."""
     colours = folder / "colours"
+    tiny_classifier(folder / "classifier")
     subprocess.run([sys.executable, "examples/research/train.py", str(colours)], cwd=ROOT, check=True, capture_output=True)
     return (
         Case("digits (trained)", ("digits", "--precision", "fp32,fp16,int8")),
@@ -49,6 +52,17 @@ def cases(folder: Path) -> Sequence[Case]:
             ),
         ),
         Case("resnet50 (random weights)", ("resnet50", "--weights", "random")),
+        Case("timm:resnet18 (random weights)", ("timm:resnet18", "--weights", "random")),
+        Case(
+            "examples/faces (trained)",
+            (
+                *(str(faces_onnx(folder / "faces.onnx")), "--task", "object-detection", "--labels", "examples/faces/labels.txt"),
+                *("--max-batch", "4", "--precision", "fp32,fp16,int8", "--calibration", str(face_pictures(folder / "faces", 90))),
+            ),
+        ),
+        Case("ssdlite320 (random weights)", ("ssdlite320_mobilenet_v3_large", "--weights", "random", "--max-batch", "4")),
+        Case("all-MiniLM-L6-v2 (trained)", (f"hf:{minilm()}", "--precision", "fp32,fp16,int8")),
+        Case("a BERT of two layers (random weights)", (f"hf:{folder / 'classifier'}",)),
     )
 
 

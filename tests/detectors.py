@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,15 @@ import onnx
 import onnx.parser
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from PIL import Image, ImageEnhance
 
 from ortserve.export.detection_form import Form
 from ortserve.export.detection_graph import raw_names
+from tests import reference
+from tests.serving import ROOT
 
 SIDE = 640
+ASTRONAUT = ROOT / "examples" / "faces" / "astronaut.jpg"
 
 
 def shapes(form: Form) -> list[tuple[int, int]]:
@@ -87,3 +94,28 @@ def constant_detector(path: Path, raw: list[NDArray[np.float32]], size: tuple[in
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     onnx.save(model, str(path))
     return path
+
+
+def faces_onnx(path: Path) -> Path:
+    """The real detector of examples/faces as an ONNX file."""
+    environment = {**os.environ, "PYTHONPATH": str(reference.FOLDER)}
+    subprocess.run([sys.executable, "examples/faces/make_onnx.py", str(path)], cwd=ROOT, env=environment, check=True, timeout=120)
+    return path
+
+
+def face_pictures(folder: Path, count: int) -> Path:
+    """Faces of all sizes and brightnesses on two photographs."""
+    from sklearn.datasets import load_sample_images
+
+    random = np.random.default_rng(0)
+    grounds = [Image.fromarray(picture) for picture in load_sample_images().images]
+    face = Image.open(ASTRONAUT).crop((100, 20, 350, 270))
+    folder.mkdir(parents=True)
+    for index in range(count):
+        picture = grounds[index % 2].copy()
+        for _ in range(3):
+            side = int(random.integers(120, 300))
+            seen = ImageEnhance.Brightness(face.resize((side, side))).enhance(float(random.uniform(0.6, 1.4)))
+            picture.paste(seen, (int(random.integers(0, 640 - side)), int(random.integers(0, 427 - side))))
+        picture.save(folder / f"{index:03d}.jpg", quality=90)
+    return folder

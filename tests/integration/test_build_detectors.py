@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from PIL import Image, ImageEnhance
 from torchvision.models import get_model
 from torchvision.models.detection.image_list import ImageList
 
@@ -29,13 +27,12 @@ from ortserve.export.torchvision_detectors import OneStage
 from ortserve.manifest import Difference, Manifest
 from ortserve.profile import Limits
 from tests import reference
-from tests.detectors import constant_detector
+from tests.detectors import ASTRONAUT, constant_detector, face_pictures, faces_onnx
 from tests.integration.test_build_sources import package
 
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
-ASTRONAUT = ROOT / "examples" / "faces" / "astronaut.jpg"
 
 
 def build(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -47,32 +44,11 @@ def build(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real detector as an ONNX file."""
-    path = tmp_path_factory.mktemp("faces") / "faces.onnx"
-    environment = {**os.environ, "PYTHONPATH": str(reference.FOLDER)}
-    subprocess.run([sys.executable, "examples/faces/make_onnx.py", str(path)], cwd=ROOT, env=environment, check=True, timeout=120)
-    return path
-
-
-def pictures(folder: Path, count: int) -> Path:
-    """Faces of all sizes and brightnesses on two photographs."""
-    from sklearn.datasets import load_sample_images
-
-    random = np.random.default_rng(0)
-    grounds = [Image.fromarray(picture) for picture in load_sample_images().images]
-    face = Image.open(ASTRONAUT).crop((100, 20, 350, 270))
-    folder.mkdir()
-    for index in range(count):
-        picture = grounds[index % 2].copy()
-        for _ in range(3):
-            side = int(random.integers(120, 300))
-            seen = ImageEnhance.Brightness(face.resize((side, side))).enhance(float(random.uniform(0.6, 1.4)))
-            picture.paste(seen, (int(random.integers(0, 640 - side)), int(random.integers(0, 427 - side))))
-        picture.save(folder / f"{index:03d}.jpg", quality=90)
-    return folder
+    return faces_onnx(tmp_path_factory.mktemp("faces") / "faces.onnx")
 
 
 def test_a_real_detector_is_packaged_in_three_precisions(tmp_path: Path, faces: Path) -> None:
-    shown = pictures(tmp_path / "pictures", 90)
+    shown = face_pictures(tmp_path / "pictures", 90)
     done = build(
         tmp_path, str(faces), "--task", "object-detection", "--labels", "examples/faces/labels.txt", "--max-batch", "4",
         "--precision", "fp32,fp16,int8", "--calibration", str(shown), "--input-size", "640",

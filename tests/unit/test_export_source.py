@@ -20,7 +20,7 @@ from ortserve.export.pictures import divided, read_folder, spread
 from ortserve.export.preprocessing import decide
 from ortserve.export.source import load
 from ortserve.export.tasks import rows
-from ortserve.export.tasks.image_classification import limits_for
+from ortserve.export.tasks.classes import limits_for
 from ortserve.export.wrapper import Packaged, TorchReference
 from ortserve.manifest import Preprocessing
 

@@ -13,8 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from ortserve.export.options import Options
 from ortserve.export.pictures import as_samples
 from ortserve.export.tasks import batches_up_to
-from ortserve.export.tasks import image_classification as task_module
-from ortserve.export.tasks.image_classification import ImageClassification, Limits
+from ortserve.export.tasks import classes as task_module
+from ortserve.export.tasks.classes import Limits
+from ortserve.export.tasks.image_classification import ImageClassification
 from ortserve.export.verify import Expected, expect, verify
 from ortserve.manifest import ParityReport, Precision, Preprocessing
 from ortserve.session import Tensors
