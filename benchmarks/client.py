@@ -65,11 +65,12 @@ async def closed_loop(port: int, path: str, concurrency: int, seconds: float, fi
     stop_at = count_from + seconds
     turns = [requests[turn % len(requests) :] + requests[: turn % len(requests)] for turn in range(concurrency)]
     await asyncio.gather(*(caller(port, mine, stop_at, count_from, latencies, statuses) for mine in turns))
-    latencies.sort()
+    counted = len(latencies)
+    latencies = sorted(latencies) or [seconds]  # none was answered in time: at least as long as was waited
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return {
-        "requests": len(latencies),
-        "requests_per_s": len(latencies) / seconds,
+        "requests": counted,
+        "requests_per_s": counted / seconds,
         "p50_ms": latencies[len(latencies) // 2] * 1000,
         "p99_ms": latencies[min(len(latencies) - 1, int(len(latencies) * 0.99))] * 1000,
         "statuses": dict(statuses),
