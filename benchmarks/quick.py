@@ -1,7 +1,7 @@
 """`make bench-quick`: what HTTP keeps of bare `session.run`, beside BentoML's own batching, in one run; start-up and memory.
 
 Everything is run in turns over several rounds, so that a drift of the machine hits all alike; medians and their spread are written to
-`benchmarks/results/quick.json` and, for people, `quick.md`. Absolute figures are this machine's; the ratios are what counts.
+`benchmarks/results/quick.json` and, for people, `quick.md` and `start.md`. Absolute figures are this machine's; the ratios are what counts.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def main(rounds: int = 5, seconds: float = 6.0, model: str = "resnet50") -> None
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "quick.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     (RESULTS / "quick.md").write_text(table(result), encoding="utf-8")
-    print(table(result))
+    (RESULTS / "start.md").write_text(start_table(result), encoding="utf-8")
+    print(table(result), start_table(result), sep="\n")
 
 
 def built_model(model: str) -> tuple[Path, Path]:
@@ -220,7 +221,12 @@ def table(result: dict[str, Any]) -> str:
                 f"| {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}) "
                 f"| {p50:.0f} | {p99:.0f} | {cpu * 1000:.0f} | {one['failed']} |"
             )
-    lines += ["", "| start | seconds to ready | memory (PSS), MiB |", "|---|---|---|"]
+    return "\n".join(lines) + "\n"
+
+
+def start_table(result: dict[str, Any]) -> str:
+    """What a start costs, as Markdown."""
+    lines = ["| start | seconds to ready | memory (PSS), MiB |", "|---|---|---|"]
     shown_starts = {"ours_digits": "this service, `digits`", "empty_bentoml": "an empty `bentoml serve`"}
     for name, shown in shown_starts.items():
         one = result["start"][name]
