@@ -208,6 +208,19 @@ def test_a_killed_runner_fails_what_it_had_and_service_resumes_by_itself(slow: S
     assert httpx.get(f"{slow.base_url}/models/slow", timeout=60).json()["pid"] != runner.pid
 
 
+def test_in_a_container_a_dead_runner_makes_livez_fail(digits_home: Path, tmp_path: Path) -> None:
+    """BentoML starts no other there: whoever runs the container has to, and learns of it so."""
+    mine = write_profile(tmp_path / "mine.yaml", placement="separate", workers=1, stopping={"drain_delay_ms": 0})
+    with Server(digits_home, env={"ORTSERVE_PROFILE": mine, "BENTOML_CONTAINERIZED": "true"}) as server:
+        assert status(server, "/livez") == 200
+        (runner,) = workers(server, "model_runner")
+        runner.kill()
+        until(lambda: status(server, "/livez") == 503)
+        answer = httpx.get(f"{server.base_url}/livez", timeout=60)
+        assert code(answer) == "process_lost"
+        assert status(server) == 503
+
+
 def test_a_killed_api_worker_takes_only_its_own_callers_with_it(slow: Server) -> None:
     until(lambda: status(slow) == 200)
     load = Load(slow, 4)
