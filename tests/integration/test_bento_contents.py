@@ -34,7 +34,8 @@ def test_the_source_is_the_serving_code_and_the_profiles(bento: Path) -> None:
 def test_the_model_is_pinned(bento: Path, digits_home: Path) -> None:
     version = (digits_home / "models" / "digits" / "latest").read_text(encoding="utf-8").strip()
     facts = yaml.safe_load((bento / "bento.yaml").read_text(encoding="utf-8"))
-    assert [model["tag"] for service in facts["services"] for model in service["models"]] == [f"digits:{version}"]
+    pinned = {service["name"]: [model["tag"] for model in service["models"]] for service in facts["services"]}
+    assert pinned == {"model_service": [f"digits:{version}"], "model_runner": [f"digits:{version}"]}
 
 
 def test_the_requirements_are_our_lock_and_name_no_index(bento: Path) -> None:
