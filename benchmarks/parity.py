@@ -119,7 +119,7 @@ def table(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
-        outputs = ", ".join(f"{name} {one['max_abs']:.1e} ({one['limit']:.0e})" for name, one in row["outputs"].items())
+        outputs = ", ".join(f"{name} {one['max_abs']:.1e} ({one['limit']:g})" for name, one in row["outputs"].items())
         agreement = row["agreement"]
         shown = "not measurable"
         if agreement["value"] is not None:
