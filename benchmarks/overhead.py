@@ -7,24 +7,22 @@ CPU seconds a server used for each request do not depend on that, requests per s
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from typing import Any
 
 import typer
 
 from benchmarks.quick import (
     CONCURRENCIES,
-    PEERS,
     RESULTS,
     built_model,
     console,
+    heading,
     http_summary,
     load,
-    machine,
+    ours_and_batchable,
     picture_files,
     wait_until_idle,
 )
-from tests.serving import ROOT, Server
 
 NAMES = {"ours": "this service, default profile", "batchable": "BentoML `batchable=True`, same session"}
 
@@ -34,23 +32,15 @@ def main(rounds: int = 3, seconds: float = 4.0) -> None:
     home, _ = built_model("resnet50")
     pictures = picture_files()
     idle = wait_until_idle()
-    environment = {"ORTSERVE_MODEL": "digits"}
     runs: dict[str, dict[int, list[dict[str, Any]]]] = {name: {level: [] for level in CONCURRENCIES} for name in NAMES}
-    with (
-        Server(home, env=environment) as ours,
-        Server(home, target="service:Batchable", cwd=PEERS / "batchable", env={**environment, "PYTHONPATH": str(ROOT)}) as peer,
-    ):
+    with ours_and_batchable(home, "digits") as servers:
         for turn in range(rounds):
-            for name, server in (("ours", ours), ("batchable", peer)):
+            for name, server in servers.items():
                 for level in CONCURRENCIES:
                     console.print(f"round {turn + 1} of {rounds}: {name}, {level} callers")
                     runs[name][level].append(load(server, level, seconds, pictures))
     result = {
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine() | {"busy_before_ratio": idle},
-        "model": "digits, fp32, from a 500 x 375 JPEG of about 50 KB",
-        "rounds": rounds,
-        "seconds_each": seconds,
+        **heading("digits, fp32, from a 500 x 375 JPEG of about 50 KB", rounds, seconds, idle),
         "http": {name: {str(level): http_summary(of_level) for level, of_level in levels.items()} for name, levels in runs.items()},
     }
     (RESULTS / "overhead.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@ Everything is run in turns over several rounds, so that a drift of the machine h
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -13,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,24 +43,16 @@ def main(rounds: int = 5, seconds: float = 6.0, model: str = "resnet50") -> None
     idle = wait_until_idle()
     bare: list[list[dict[str, float]]] = []
     http: dict[str, dict[int, list[dict[str, Any]]]] = {name: {level: [] for level in CONCURRENCIES} for name in ("ours", "batchable")}
-    environment = {"ORTSERVE_MODEL": model}
-    with (
-        Server(home, env=environment) as ours,
-        Server(home, target="service:Batchable", cwd=PEERS / "batchable", env={**environment, "PYTHONPATH": str(ROOT)}) as peer,
-    ):
+    with ours_and_batchable(home, model) as servers:
         for turn in range(rounds):
             console.print(f"round {turn + 1} of {rounds}: bare session.run")
             bare.append(run_json("benchmarks.bare", onnx, seconds / 2))
-            for name, server in (("ours", ours), ("batchable", peer)):
+            for name, server in servers.items():
                 for level in CONCURRENCIES:
                     console.print(f"round {turn + 1} of {rounds}: {name}, {level} callers")
                     http[name][level].append(load(server, level, seconds, pictures))
     result = {
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine() | {"busy_before_ratio": idle},
-        "model": f"{model}, fp32, random weights",
-        "rounds": rounds,
-        "seconds_each": seconds,
+        **heading(f"{model}, fp32, random weights", rounds, seconds, idle),
         "bare": [summary([one[index]["rows_per_s"] for one in bare]) | setup(bare[0][index]) for index in range(len(bare[0]))],
         "http": {name: {str(level): http_summary(runs) for level, runs in levels.items()} for name, levels in http.items()},
         "start": start_and_memory(home),
@@ -70,6 +63,28 @@ def main(rounds: int = 5, seconds: float = 6.0, model: str = "resnet50") -> None
     (RESULTS / "quick.md").write_text(table(result), encoding="utf-8")
     (RESULTS / "start.md").write_text(start_table(result), encoding="utf-8")
     print(table(result), start_table(result), sep="\n")
+
+
+@contextlib.contextmanager
+def ours_and_batchable(home: Path, model: str) -> Iterator[dict[str, Server]]:
+    """This service and BentoML's own batching around the same session, both ready on that model."""
+    environment = {"ORTSERVE_MODEL": model}
+    with (
+        Server(home, env=environment) as ours,
+        Server(home, target="service:Batchable", cwd=PEERS / "batchable", env={**environment, "PYTHONPATH": str(ROOT)}) as batchable,
+    ):
+        yield {"ours": ours, "batchable": batchable}
+
+
+def heading(model: str, rounds: int, seconds: float, idle: float) -> dict[str, Any]:
+    """What every result begins with: when, on what machine, of which model, for how long."""
+    return {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine() | {"busy_before_ratio": idle},
+        "model": model,
+        "rounds": rounds,
+        "seconds_each": seconds,
+    }
 
 
 def built_model(model: str) -> tuple[Path, Path]:

@@ -10,7 +10,6 @@ import contextlib
 import json
 import random
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import typer
 from tokenizers import Tokenizer
 
 from benchmarks import embedders
-from benchmarks.quick import RESULTS, WORK, console, cpu_seconds, machine, run_json, summary, wait_until_idle
+from benchmarks.quick import RESULTS, WORK, console, cpu_seconds, heading, run_json, summary, wait_until_idle
 from ortserve.export.tasks.feature_extraction import SENTENCES
 from tests.serving import Server, build_model
 from tests.texts import minilm
@@ -67,11 +66,7 @@ def main(rounds: int = 3, seconds: float = 4.0, write: bool = True) -> None:
                 alone = run_json("benchmarks.in_process", seconds, *files["embed", "many", length])
                 runs.setdefault(f"in_process many {length}", []).append(alone)
     result = {
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine() | {"busy_before_ratio": idle},
-        "model": "all-MiniLM-L6-v2",
-        "rounds": rounds,
-        "seconds_each": seconds,
+        **heading("all-MiniLM-L6-v2", rounds, seconds, idle),
         "runs": {name: totals(of_name) for name, of_name in runs.items()},
         "over": {
             name: {f"{shape} {length}": over(runs, name, shape, length) for shape in SHAPES for length in LENGTHS}
