@@ -1,0 +1,13 @@
+"""Where the benches keep what they make and write what they find."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from tests.serving import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+WORK = ROOT / "benchmarks" / "work"  # models, pictures, environments, half a run: made once, ignored by git
+PEERS = ROOT / "benchmarks" / "peers"
+ENVIRONMENTS = WORK / "environments"
+console = Console(stderr=True)
