@@ -31,7 +31,9 @@ def compiled() -> Path:
                 ["gcc", "-std=gnu11", "-O2", "-o", str(unfinished), str(SOURCE), "-lm"], check=True, capture_output=True, text=True
             )
         except FileNotFoundError:
-            raise RuntimeError("expected the C compiler gcc for the load client, found none: install gcc and the C library's headers") from None
+            raise RuntimeError(
+                "expected the C compiler gcc for the load client, found none: install gcc and the C library's headers"
+            ) from None
         except subprocess.CalledProcessError as error:
             raise RuntimeError(f"gcc could not compile {SOURCE.name}:\n{error.stderr}") from error
         unfinished.rename(program)
