@@ -1,7 +1,7 @@
-"""`make bench` and `make bench-full`: every system on this machine, in turns, in one run; `benchmarks/results/bench.json` and what is shown of it.
+"""`make bench`, `make bench-full`: every system on this machine, in turns, in one run; into `benchmarks/results/bench.json` and tables.
 
-Each system is started by itself, checked against PyTorch's answer, loaded and ended, round by round, so that a drift of the machine hits all
-alike. An interrupted run goes on where it was when it is started again: every finished point is a line of `benchmarks/work/bench.jsonl`.
+Each system is started by itself, checked against PyTorch's answer, loaded and ended, round by round, so that a drift of the machine hits
+all alike. An interrupted run goes on where it was when it is started again: each finished point is a line of `benchmarks/work/bench.jsonl`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from benchmarks.machine import heading, wait_until_idle
 from benchmarks.places import RESULTS, WORK, console
 from benchmarks.plan import Case, Plan, Session, complete, smallest, takes, whole_grid
 from benchmarks.state import State
-from benchmarks.systems import BY_NAME
 
 Which = Literal["bench", "full", "smallest"]
 BEST_PEERS = 2  # beside ours under open loop
@@ -76,7 +75,7 @@ def write(result: dict[str, Any], folder: Path, stem: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     figures = Figures(result["points"])
     found = targets.targets(figures)
-    (folder / f"{stem}.json").write_text(_json(result), encoding="utf-8")
+    (folder / f"{stem}.json").write_text(as_json(result), encoding="utf-8")
     (folder / f"{stem}.md").write_text(tables.full(result, figures), encoding="utf-8")
     if stem == "bench":
         (folder / "bench_short.md").write_text(tables.short(result, figures), encoding="utf-8")
@@ -176,7 +175,7 @@ def _short(value: Any) -> Any:
     return [_short(one) for one in value] if isinstance(value, list) else value
 
 
-def _json(result: dict[str, Any]) -> str:
+def as_json(result: dict[str, Any]) -> str:
     """One line for each point, so that two results can be compared line by line."""
     points = ",\n    ".join(json.dumps(point) for point in result["points"])
     head = json.dumps({key: value for key, value in result.items() if key != "points"}, indent=2)

@@ -3,7 +3,7 @@
  * client PORT CALLERS SECONDS RATE SEED FILE...
  *
  * RATE 0: a closed loop, CALLERS connections that each send the next request as soon as theirs was answered. What is answered in the
- * window counts, and its latency. The window begins after a warm-up: a second at least, and until as many requests were answered as there
+ * window counts, and its latency. The window begins after a warm-up: half a second at least, and until as many requests were answered as there
  * are callers, ten times SECONDS at most: before that, latencies are those of a queue that fills.
  *
  * RATE > 0: an open loop, RATE requests a second with exponential gaps, over at most CALLERS connections, opened as needed. Latency
@@ -33,7 +33,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define WARM_UP_S 1.0
+#define WARM_UP_S 0.5
 #define GRACE_S 15.0
 #define TIMEOUT_S 60.0      /* an answer later than this is none */
 #define RETRY_S 0.01        /* after a failed connection: not at once, or a dead server costs a whole CPU */

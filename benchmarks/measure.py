@@ -93,7 +93,7 @@ def loaded(served: Served, files: Sequence[Path], callers: int, seconds: float, 
 
 def _empty(session: Session, system: System, asked: Asked, served: Served, state: State, plan: Plan) -> None:
     """Memory of a server without a model: after it answered some requests, as the others have."""
-    if system.name != "empty":
+    if session.empty and system.name != "empty":
         loaded(served, asked.files, 8, plan.window_s(session.case))
     state.add(session.key, "start", ready_s=served.ready_s, pss_mib=pss_bytes(served.processes()) / 2**20)
 
@@ -140,8 +140,7 @@ def asked_of(case: Case, system: System, *, with_expected: bool = True) -> Asked
     model = model_of(case)
     pictures = [path.read_bytes() for path in models.pictures(PICTURES)]
     if case == "tensor":
-        assert system.tensor is not None
-        requests = [system.tensor(pixels(picture, model.resize)) for picture in pictures]
+        requests = [(system.tensor or system.request)(pixels(picture, model.resize)) for picture in pictures]
     elif case == "classify_batch":
         assert system.batch is not None
         requests = [system.batch([pictures[(first + turn) % PICTURES] for turn in range(BATCH)]) for first in range(PICTURES)]
@@ -154,6 +153,8 @@ def asked_of(case: Case, system: System, *, with_expected: bool = True) -> Asked
 @cache
 def model_of(case: Case) -> Model:
     """What is served in a case."""
+    if case == "digits":
+        return models.digits()
     return models.near_empty() if case == "near_empty" else models.resnet50()
 
 

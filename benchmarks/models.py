@@ -36,10 +36,9 @@ class Model:
 
     @property
     def resize(self) -> int:
-        """Pixels of the shorter side before the crop to 224."""
-        size = Manifest.read(self.folder).preprocessing.resize_size
-        assert size is not None
-        return size
+        """Pixels of the shorter side before the crop; 0 where there is none."""
+        how = Manifest.read(self.folder).preprocessing
+        return (how.resize_size if how is not None else None) or 0
 
     @property
     def sha256(self) -> str:
@@ -48,7 +47,7 @@ class Model:
 
 
 def resnet50() -> Model:
-    """Torchvision's, random weights, in three precisions: int8's and fp16's agreement means nothing on such weights and is not asked for."""
+    """Torchvision's, random weights, in three precisions: on such weights the agreement of int8 means nothing, and none is asked for."""
     weights = WORK / "weights" / "resnet50.pth"
     if not weights.exists():
         console.print("making resnet50's weights (random, seed 0)")

@@ -8,17 +8,17 @@ from typing import Literal
 
 from benchmarks.systems import BY_NAME, SYSTEMS, System
 
-Case = Literal["resnet50", "near_empty", "tensor", "classify_batch"]
+Case = Literal["resnet50", "near_empty", "tensor", "classify_batch", "digits"]
 CLOSED = (1, 8, 32, 64)
 OPEN = (50, 80, 95, 120, 400)  # per cent of what the same session answered at 32 callers
 CONNECTIONS = 512  # the most an open loop opens: as many as a busy proxy in front keeps
-# Seconds. What a session costs beside its windows, measured here: starting, asking, ending; and filling a queue of 64 at 20 requests a second.
-SESSION_S = {"resnet50": 7.0, "near_empty": 6.0, "tensor": 7.0, "classify_batch": 7.0}
+# Seconds. What a session costs beside its windows, measured on two CPUs: starting, asking, ending.
+SESSION_S = {"resnet50": 7.0, "near_empty": 6.0, "tensor": 7.0, "classify_batch": 7.0, "digits": 6.0}
 WARM_UP_S = 1.6
 OVERLOAD_S = 12.0  # until the last of an overload is answered
 PER_SECOND = {"near_empty": 400.0}  # requests, about: how long 256 callers take to be answered once
 # Of resnet50 a window holds a twentieth of the near-empty model's answers: it gets more of the time.
-WEIGHTS = {"resnet50": 1.0, "near_empty": 0.5, "tensor": 1.0, "classify_batch": 1.0}
+WEIGHTS = {"resnet50": 1.0, "near_empty": 0.5, "tensor": 1.0, "classify_batch": 1.0, "digits": 0.5}
 SHORTEST_S = 2.0
 
 
@@ -67,6 +67,7 @@ class Plan:
     all_open: bool = False  # the open loop for every system, not for ours and the two best peers
     grid: bool = False  # every set-up of bare runs
     memory: bool = True
+    starts: int = 0  # of this service with `digits` and of an empty one, for their time and memory; the first of each does not count
     seconds: float = field(default=4.0)  # of a window, times its case's weight
 
     def window_s(self, case: Case) -> float:
@@ -101,10 +102,13 @@ class Plan:
 
     def memory_sessions(self) -> list[Session]:
         """What each server takes without a model, and this service's `bentoml serve` without anything."""
+        starts = [
+            Session(turn, "digits", name, "memory", empty=name == "empty") for turn in range(self.starts) for name in ("default", "empty")
+        ]
         if not self.memory:
-            return []
+            return starts
         peers = [system.name for system in self.systems if system.requirements and system.kind != "limit" and can_be_empty(system)]
-        return [Session(0, "near_empty", name, "memory", empty=True) for name in (*peers, "empty")]
+        return [*starts, *(Session(0, "near_empty", name, "memory", empty=True) for name in (*peers, "empty"))]
 
     def sessions(self, best: dict[Case, Sequence[str]]) -> list[Session]:
         """All of them."""
@@ -112,7 +116,7 @@ class Plan:
 
     def fitted(self, minutes: float) -> Plan:
         """The same with windows as long as `minutes` allow, two seconds at least."""
-        guess: dict[Case, Sequence[str]] = {case: ("litserve", "mosec") for case in self.cases}
+        guess: dict[Case, Sequence[str]] = dict.fromkeys(self.cases, ("litserve", "mosec"))
         fixed = sum(_fixed_s(session) for session in self.sessions(guess))
         weights = sum(_weights(session, self.grid) for session in self.sessions(guess))
         return replace(self, seconds=max(SHORTEST_S, (minutes * 60 - fixed) / weights))
@@ -131,7 +135,7 @@ class Plan:
 def takes(system: System, case: Case) -> bool:
     """Whether the system is measured in the case."""
     if case == "tensor":
-        return system.tensor is not None and "resnet50" in system.nets
+        return system.answers and "resnet50" in system.nets
     if case == "classify_batch":
         return system.batch is not None
     return case in system.nets
@@ -187,6 +191,13 @@ def whole_grid(*, seconds: float, rounds: int, systems: Sequence[str] = ()) -> P
         grid=True,
         seconds=seconds,
     )
+
+
+def quick(*, rounds: int, seconds: float) -> Plan:
+    """`make bench-quick`."""
+    systems = (BY_NAME["default"], BY_NAME["batchable"])
+    cases: tuple[Case, ...] = ("resnet50", "near_empty")
+    return Plan("quick", rounds, 0, cases, systems, closed=(1, 8, 32), open=(), highest=None, memory=False, starts=4, seconds=seconds)
 
 
 def smallest(*, seconds: float, system: str) -> Plan:

@@ -24,7 +24,7 @@ def draw(figures: Figures, folder: Path, stem: str) -> None:
 
     for name, panel in (("throughput", _throughput), ("load", _load), ("time", _time)):
         drawn, axes = plt.subplots(1, 2, figsize=(15, 6), layout="constrained")
-        if any([panel(figures, case, ax) for case, ax in zip(TITLES, axes, strict=True)]):
+        if sum(panel(figures, case, ax) for case, ax in zip(TITLES, axes, strict=True)):  # both are drawn, whatever the first one says
             drawn.savefig(folder / f"{stem}_{name}.png", dpi=90, metadata={"Software": None})
         plt.close(drawn)
 

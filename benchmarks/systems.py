@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +39,11 @@ def int8_profile() -> Path:
     return INT8
 
 
+def served_here(env: Mapping[str, str]) -> Served:
+    """This service, to be entered."""
+    return Served([*BENTOML, ".", *ON_PORT], ready="/readyz", home=HOME, env=env, cwd=ROOT)
+
+
 def multipart(body: bytes) -> bytes:
     """The picture as a form field."""
     return client.multipart("/classify", [body])
@@ -49,25 +54,33 @@ def raw(path: str) -> Callable[[bytes], bytes]:
     return lambda body: client.post(path, "image/jpeg" if body[:2] == b"\xff\xd8" else "application/octet-stream", body)
 
 
-def kserve_json(body: bytes) -> bytes:
-    """The Open Inference Protocol in JSON, the picture in base64."""
-    element = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [base64.b64encode(body).decode()]}
+def kserve_json(*bodies: bytes) -> bytes:
+    """The Open Inference Protocol in JSON, the pictures in base64."""
+    data = [base64.b64encode(body).decode() for body in bodies]
+    element = {"name": "image", "shape": [len(bodies)], "datatype": "BYTES", "data": data}
     return client.post("/v2/models/classify/infer", "application/json", json.dumps({"inputs": [element]}).encode())
 
 
-def kserve_binary(body: bytes) -> bytes:
-    """The same with the picture's bytes after the JSON, each element with its length before it."""
-    element = {
-        "name": "image",
-        "shape": [1, 1],
-        "datatype": "BYTES",
-        "parameters": {"binary_data_size": len(body) + 4},
-    }
-    head = json.dumps({"inputs": [element]}).encode()
-    content = head + len(body).to_bytes(4, "little") + body
-    return client.post(
-        "/v2/models/classify/infer", "application/octet-stream", content, f"Inference-Header-Content-Length: {len(head)}\r\n"
-    )
+def kserve_binary(*bodies: bytes) -> bytes:
+    """The same with the pictures' bytes after the JSON, each with its length before it."""
+    content = b"".join(len(body).to_bytes(4, "little") + body for body in bodies)
+    return _binary("classify", {"name": "image", "shape": [len(bodies), 1], "datatype": "BYTES"}, content)
+
+
+def kserve_pixels(body: bytes) -> bytes:
+    """The same with decoded pixels, as this service takes tensors."""
+    return _binary("resnet50", {"name": "pixels", "shape": [1, 224, 224, 3], "datatype": "UINT8"}, body)
+
+
+def _binary(model: str, element: dict[str, Any], content: bytes) -> bytes:
+    head = json.dumps({"inputs": [{**element, "parameters": {"binary_data_size": len(content)}}]}).encode()
+    length = f"Inference-Header-Content-Length: {len(head)}\r\n"
+    return client.post(f"/v2/models/{model}/infer", "application/octet-stream", head + content, length)
+
+
+def many(pictures: Sequence[bytes]) -> bytes:
+    """The pictures as form fields of this service's batch endpoint."""
+    return client.multipart("/classify_batch", pictures, field="images")
 
 
 def top_class(answer: bytes) -> int:
@@ -94,8 +107,8 @@ class System:
     answers: bool = True  # with classes
     precision: str = "fp32"
     nets: tuple[str, ...] = ("resnet50", "near_empty")
-    tensor: Callable[[bytes], bytes] | None = None  # how it takes pixels that are decoded already; None: it does not
-    batch: Callable[[list[bytes]], bytes] | None = None  # how it takes several pictures in one request; None: it does not
+    tensor: Callable[[bytes], bytes] | None = None  # how it takes pixels that are decoded already; None: as a picture
+    batch: Callable[[Sequence[bytes]], bytes] | None = None  # how it takes several pictures in one request; None: it does not
     lesser: bool = False  # measured in fewer rounds
 
     def start(self, model: Model, *, empty: bool = False) -> Served:
@@ -145,6 +158,8 @@ def _ours(name: str, profile: str, shown: str, **more: Any) -> System:
         folder=ROOT,
         ready="/readyz",
         env={"ORTSERVE_PROFILE": profile, "PYTHONPATH": ""},
+        tensor=kserve_pixels,
+        batch=many,
         **more,
     )
 
@@ -177,13 +192,13 @@ SYSTEMS: tuple[System, ...] = (
     ),
     _ours("default", "default", "this service, default profile"),
     _ours("latency", "latency", "this service, latency profile"),
-    _ours("throughput", "throughput", "this service, throughput profile"),
+    _ours("throughput", "throughput", "this service, throughput profile", lesser=True),
     _ours("int8", str(INT8), "this service, default profile with int8", precision="int8", nets=("resnet50",)),
     _fastapi("pytorch", "PyTorch behind FastAPI", "eager"),
-    _fastapi("torchscript", "TorchScript behind FastAPI", "script", nets=("resnet50",)),
-    _fastapi("compile", "torch.compile behind FastAPI", "compile", nets=("resnet50",)),
+    _fastapi("torchscript", "TorchScript behind FastAPI", "script", lesser=True, nets=("resnet50",)),
+    _fastapi("compile", "torch.compile behind FastAPI", "compile", lesser=True, nets=("resnet50",)),
     # One worker has every CPU for its one run at a time; two workers a CPU each, or their threads fight.
-    _fastapi("ort", "ONNX Runtime behind FastAPI", "onnx"),
+    _fastapi("ort", "ONNX Runtime behind FastAPI", "onnx", lesser=True),
     _fastapi("ort2", "ONNX Runtime behind FastAPI, 2 workers", "onnx", "--workers", "2", env={"THREADS": "1"}),
     _fastapi("ort_tuned", "ONNX Runtime behind FastAPI, tuned", "onnx", app="tuned:app", request=raw("/classify")),
     System(
@@ -214,6 +229,7 @@ SYSTEMS: tuple[System, ...] = (
         ready="/v2/models/classify/ready",
         requirements="mlserver",
         request=kserve_json,
+        batch=lambda pictures: kserve_json(*pictures),
         env={"MLSERVER_HTTP_PORT": PORT, "MLSERVER_GRPC_PORT": OTHER_PORT},
     ),
     System(
@@ -225,6 +241,7 @@ SYSTEMS: tuple[System, ...] = (
         ready="/v2/models/classify/ready",
         requirements="pytriton",
         request=kserve_binary,
+        batch=lambda pictures: kserve_binary(*pictures),
     ),
     System(
         name="batchable",
@@ -241,6 +258,7 @@ SYSTEMS: tuple[System, ...] = (
         command=(*BENTOML, "service:Split", *ON_PORT),
         folder=PEERS / "split",
         ready="/readyz",
+        lesser=True,
     ),
 )
 EMPTY = System(

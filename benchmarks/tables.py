@@ -65,12 +65,11 @@ def _one(figures: Figures, case: str, part: str, load: str) -> Iterator[str]:
             reason = next(iter(points.values())).get("reason", "")
             yield f"| {system.shown} | {_cell(reason)} | | | | | | | |"
             continue
-        spread = summary(list(rate.values()))
         failed = f"{sum(of('failed').values()):.0f}"
         if part == "open" and (left := sum(of("unanswered").values())):
             failed += f", {left:.0f} unanswered"
         yield (
-            f"| {system.shown} | {_number(spread['median'])} ({_number(spread['min'])} to {_number(spread['max'])}) "
+            f"| {system.shown} | {_spread(summary(list(rate.values())))} "
             f"| {_median(of('mean_ms'))} | {_median(of('p50_ms'))} | {_median(of('p99_ms'))} "
             f"| {_median(of('server_cpu_s_per_request'), 1000)} | {_median(of('pss_mib'))} | {failed} | {_median(of('failed_p50_ms'))} |"
         )
@@ -94,12 +93,9 @@ def _bare(figures: Figures) -> Iterator[str]:
     for case, precisions in (("resnet50", ("fp32", "fp16", "int8")), ("near_empty", ("fp32",))):
         for precision in precisions:
             for one in figures.setups(case, precision):
-                rate = one["rows_per_s"]
-                yield (
-                    f"| {case} {precision}{', decoding too' if one['decoding'] else ''} | {one['threads']} | {one['callers']} | {one['batch']} "
-                    f"| {'yes' if one['spinning'] else 'no'} | {_number(rate['median'])} ({_number(rate['min'])} to {_number(rate['max'])}) "
-                    f"| {_number(one['p50_ms']['median'])} |"
-                )
+                what = f"{case} {precision}{', decoding too' if one['decoding'] else ''}"
+                setup = f"{one['threads']} | {one['callers']} | {one['batch']} | {'yes' if one['spinning'] else 'no'}"
+                yield f"| {what} | {setup} | {_spread(one['rows_per_s'])} | {_number(one['p50_ms']['median'])} |"
 
 
 def _loads(figures: Figures, case: str) -> list[tuple[str, str]]:
@@ -121,6 +117,10 @@ def _load_shown(load: str) -> str:
 
 def _median(values: dict[int, float], times: float = 1) -> str:
     return _number(summary(list(values.values()))["median"] * times) if values else "-"
+
+
+def _spread(found: dict[str, float]) -> str:
+    return f"{_number(found['median'])} ({_number(found['min'])} to {_number(found['max'])})"
 
 
 def _number(value: float) -> str:

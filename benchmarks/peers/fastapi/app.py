@@ -1,6 +1,6 @@
 """One picture a request behind FastAPI, as tutorials write it: an upload, a function in the thread pool. `BACKEND=onnx uvicorn app:app`.
 
-BACKEND: onnx, eager, script, compile. A lock around the model: without it the threads of many requests fight for the CPUs and all are slower.
+BACKEND: onnx, eager, script, compile. A lock around the model: without it the threads of many requests fight for the CPUs.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from starlette.requests import Request
 class Classify(litserve.LitAPI):
     """The model behind LitServe's queue."""
 
-    def setup(self, device: str) -> None:
+    def setup(self, device: str) -> None:  # noqa: ARG002 - LitServe passes it
         """The session, in the worker."""
         self.model = shared.model(threads=1, batches=(1, 4))
 

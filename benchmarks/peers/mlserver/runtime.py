@@ -1,4 +1,4 @@
-"""MLServer's runtime for the model: its own batcher, batches of 4 at most; no worker processes, which would copy every picture once more."""
+"""MLServer's runtime for the model: its own batcher, batches of 4 at most; no worker processes, which would copy every picture."""
 
 from __future__ import annotations
 
