@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import sys
+import sysconfig
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ Kind = Literal["limit", "reference", "peer", "ours"]
 COMMON = f"{PEERS / 'common'}{os.pathsep}{NETS}"
 BENTOML = [sys.executable, "-m", "bentoml", "serve"]
 ON_PORT = ["--host", "127.0.0.1", "--port", PORT]
+UNTRACED = {"OTEL_SDK_DISABLED": "true"}  # BentoML's tracing, which nobody reads here, costs requests per second
 UVICORN = ["uvicorn", "--host", "127.0.0.1", "--port", PORT, "--no-access-log", "--log-level", "error"]
 
 
@@ -86,6 +88,8 @@ def many(pictures: Sequence[bytes]) -> bytes:
 def top_class(answer: bytes) -> int:
     """The first class of the usual answer, or of the same as a string in an Open Inference Protocol answer."""
     said: Any = json.loads(answer)
+    if isinstance(said, list):  # BentoML's batches answer each request with a list of one
+        said = said[0]
     if "outputs" in said:
         said = json.loads(said["outputs"][0]["data"][0])
     return int(said["predictions"][0]["class_id"])
@@ -240,6 +244,8 @@ SYSTEMS: tuple[System, ...] = (
         folder=PEERS / "pytriton",
         ready="/v2/models/classify/ready",
         requirements="pytriton",
+        # Its Python backend loads libpython by name: this interpreter's, or it finds another with a library that does not fit.
+        env={"LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR"))},
         request=kserve_binary,
         batch=lambda pictures: kserve_binary(*pictures),
     ),
@@ -250,6 +256,7 @@ SYSTEMS: tuple[System, ...] = (
         command=(*BENTOML, "service:Batchable", *ON_PORT),
         folder=PEERS / "batchable",
         ready="/readyz",
+        env=UNTRACED,
     ),
     System(
         name="split",
@@ -258,6 +265,7 @@ SYSTEMS: tuple[System, ...] = (
         command=(*BENTOML, "service:Split", *ON_PORT),
         folder=PEERS / "split",
         ready="/readyz",
+        env=UNTRACED,
         lesser=True,
     ),
 )

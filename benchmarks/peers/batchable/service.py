@@ -12,7 +12,7 @@ import shared
 from bentoml.validators import ContentType
 
 
-@bentoml.service(name="batchable", traffic={"timeout": 60}, workers=1)
+@bentoml.service(name="batchable", traffic={"timeout": 60}, workers=1, logging={"access": {"enabled": False}})
 class Batchable:
     """Decode in the endpoint, batch in BentoML's dispatcher, batches of 4 at most; as patient as this service's default profile."""
 

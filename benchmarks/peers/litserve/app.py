@@ -1,7 +1,6 @@
 """LitServe. Decoding happens in the worker, so a worker for each CPU with one thread each; batches of 4 at most, taken from what waits."""
 
-from __future__ import annotations
-
+# No postponed annotations here: LitServe reads the type of decode_request to know what to hand over.
 import os
 from typing import Any
 

@@ -12,7 +12,7 @@ from bentoml.validators import ContentType
 from numpy.typing import NDArray
 
 
-@bentoml.service(name="runner", traffic={"timeout": 60}, workers=1)
+@bentoml.service(name="runner", traffic={"timeout": 60}, workers=1, logging={"access": {"enabled": False}})
 class Runner:
     """One process with every CPU."""
 
@@ -25,7 +25,7 @@ class Runner:
         return self.model(rows)  # type: ignore[no-any-return]
 
 
-@bentoml.service(name="split", traffic={"timeout": 60}, workers=1)
+@bentoml.service(name="split", traffic={"timeout": 60}, workers=1, logging={"access": {"enabled": False}})
 class Split:
     """Decodes."""
 
