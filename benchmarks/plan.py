@@ -14,7 +14,7 @@ OPEN = (50, 80, 95, 120, 400)  # per cent of what the same session answered at 3
 CONNECTIONS = 512  # the most an open loop opens: as many as a busy proxy in front keeps
 # Seconds. What a session costs beside its windows, measured on two CPUs: starting, asking, ending.
 SESSION_S = {"resnet50": 7.0, "near_empty": 6.0, "tensor": 7.0, "classify_batch": 7.0, "digits": 6.0}
-WARM_UP_S = 1.6
+WARM_UP_S = 1.0
 OVERLOAD_S = 12.0  # until the last of an overload is answered
 PER_SECOND = {"near_empty": 400.0}  # requests, about: how long 256 callers take to be answered once
 # Of resnet50 a window holds a twentieth of the near-empty model's answers: it gets more of the time.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.figures import ByRound, Figures, best_of, ratios
 from benchmarks.machine import summary
+from benchmarks.places import RESULTS
 from benchmarks.plan import CLOSED
 from benchmarks.systems import BY_NAME, SYSTEMS
 from ortserve import profile
@@ -71,6 +73,7 @@ def _targets(figures: Figures) -> Iterator[Target]:
             3.2,
             ratios(_rate(figures, "resnet50", "int8", callers), _rate(figures, "resnet50", "pytorch", callers)),
         )
+    yield _int8_agreement()
     for callers in (8, 32, 64):
         rate = _rate(figures, "near_empty", "default", callers)
         yield _least(
@@ -94,6 +97,15 @@ def _targets(figures: Figures) -> Iterator[Target]:
         yield from _overload(figures, case)
     yield _errors(figures)
     yield _memory(figures)
+
+
+def _int8_agreement() -> Target:
+    """Of the trained classifiers of the parity table, which `make parity` measures."""
+    path = RESULTS / "parity.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    trained = [row for row in rows if row["task"] == "image-classification" and "(trained)" in row["model"] and row["precision"] == "int8"]
+    values = [row["agreement"]["value"] for row in trained]
+    return _least("int8: top-1 agreement with PyTorch, trained classifiers of the parity table", 0.98, values)
 
 
 def _overload(figures: Figures, case: str) -> Iterator[Target]:
