@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.figures import Figures
 from benchmarks.machine import summary
-from benchmarks.systems import SYSTEMS
+from benchmarks.systems import SYSTEMS, System
 
 CALLERS = (1, 8, 32, 64, 256)
 PERCENT = (50, 80, 95, 120, 400)
@@ -23,8 +23,10 @@ def draw(figures: Figures, folder: Path, stem: str) -> None:
     import matplotlib.pyplot as plt
 
     for name, panel in (("throughput", _throughput), ("load", _load), ("time", _time)):
-        drawn, axes = plt.subplots(1, 2, figsize=(15, 6), layout="constrained")
+        drawn, axes = plt.subplots(1, 2, figsize=(15, 7), layout="constrained")
         if sum(panel(figures, case, ax) for case, ax in zip(TITLES, axes, strict=True)):  # both are drawn, whatever the first one says
+            lines = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+            drawn.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=4, fontsize=9)
             drawn.savefig(folder / f"{stem}_{name}.png", dpi=90, metadata={"Software": None})
         plt.close(drawn)
 
@@ -42,19 +44,10 @@ def _throughput(figures: Figures, case: str, ax: Any) -> bool:
         if not points or not system.answers:
             continue
         some = True
-        ours = system.kind == "ours"
-        ax.plot(
-            *zip(*points, strict=True),
-            marker="o",
-            label=system.shown,
-            linewidth=2.5 if ours else 1,
-            linestyle="-" if ours else "--",
-            markersize=4,
-        )
+        style = {"linewidth": 2.5, "linestyle": "-"} if system.kind == "ours" else {"linewidth": 1.2, "linestyle": "--"}
+        ax.plot(*zip(*points, strict=True), marker="o", markersize=4, label=_label(system), color=_colour(system), **style)
     ax.set(title=TITLES[case], xlabel="requests per second", ylabel="p99, ms", yscale="log")
     ax.grid(alpha=0.3)
-    if some:
-        ax.legend(fontsize=7)
     return some
 
 
@@ -71,12 +64,12 @@ def _load(figures: Figures, case: str, ax: Any) -> bool:
             if not points:
                 continue
             some = True
-            ax.plot(*zip(*points, strict=True), style, marker="o", markersize=4, label=f"{system.shown}, {figure[:3]}")
+            label = f"{_label(system)}, {figure[:3]}"
+            ax.plot(*zip(*points, strict=True), style, marker="o", markersize=4, label=label, color=_colour(system))
     ax.set(title=TITLES[case], xlabel="load, per cent of capacity (Poisson arrivals)", ylabel="ms", yscale="log", xscale="log")
-    ax.set_xticks(PERCENT, [str(percent) for percent in PERCENT], minor=False)
+    ax.set_xticks(PERCENT, [str(percent) for percent in PERCENT])
+    ax.set_xticks([], minor=True)
     ax.grid(alpha=0.3)
-    if some:
-        ax.legend(fontsize=7)
     return some
 
 
@@ -98,9 +91,18 @@ def _time(figures: Figures, case: str, ax: Any) -> bool:
         ax.text(index, 1.01, f"{whole:.3g} ms", ha="center", fontsize=8)
     ax.set(title=f"{TITLES[case]}, default profile", xlabel="callers", ylabel="share of an answer's mean time")
     ax.set_xticks(range(len(bars)), [str(callers) for callers, _, _ in bars])
-    if bars:
-        ax.legend(fontsize=8)
     return bool(bars)
+
+
+def _label(system: System) -> str:
+    return system.shown.replace("`", "")
+
+
+def _colour(system: System) -> Any:
+    """The same in every plot."""
+    import matplotlib as mpl
+
+    return mpl.colormaps["tab20"](SYSTEMS.index(system) % 20)
 
 
 def _median(figures: Figures, case: str, system: str, load: str, figure: str, part: str = "closed") -> float | None:

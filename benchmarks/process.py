@@ -17,7 +17,7 @@ from types import TracebackType
 
 import psutil
 
-from tests.serving import bentoml_environment, free_port
+from tests.serving import bentoml_environment, free_port, processes_marked
 
 _MARK = "BENCHMARK_SERVER"  # processes are found by this variable: workers leave the process group, and orphans the process tree
 PORT = "{port}"  # in a command or a variable, where the port goes
@@ -90,14 +90,7 @@ class Served:
 
     def processes(self) -> list[psutil.Process]:
         """Every living process of the server, workers and orphans included."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(_MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except (psutil.Error, OSError):
-                continue  # it ended meanwhile, or belongs to someone else
-        return found
+        return processes_marked(_MARK, self._mark)
 
     def cpu_seconds(self) -> float:
         """CPU seconds, user and system, of all its living processes so far."""

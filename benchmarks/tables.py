@@ -39,6 +39,8 @@ def short(result: dict[str, Any], figures: Figures) -> str:
         for system in SYSTEMS:
             rates = [figures.of(case, system.name, f"closed {callers}", "requests_per_s") for callers in (1, 8, 32, 64)]
             if not any(rates):
+                if reason := figures.reason(case, system.name):
+                    lines.append(f"| {system.shown} | {_cell(reason)} | | | | | |")
                 continue
             p99 = figures.of(case, system.name, "closed 32", "p99_ms")
             cpu = figures.of(case, system.name, "closed 32", "server_cpu_s_per_request")
@@ -112,7 +114,7 @@ def _loads(figures: Figures, case: str) -> list[tuple[str, str]]:
 
 def _load_shown(load: str) -> str:
     kind, number = load.split()
-    return f"{number} callers" if kind == "closed" else f"open loop at {number} % of capacity"
+    return f"{number} {'caller' if number == '1' else 'callers'}" if kind == "closed" else f"open loop at {number} % of capacity"
 
 
 def _median(values: dict[int, float], times: float = 1) -> str:

@@ -102,7 +102,7 @@ def test_the_best_peer_is_the_best_of_each_round_and_never_a_limit_or_ours() -> 
             closed(1, "litserve", 10.0),
         ]
     )
-    assert named(figures, "the same over the best peer, 8 callers").values == (1.25, 1.25)
+    assert named(figures, "`resnet50` fp32, 8 callers, over the best peer").values == (1.25, 1.25)
 
 
 def test_cpu_is_compared_with_the_thriftiest_peer_that_answered() -> None:
@@ -115,7 +115,7 @@ def test_cpu_is_compared_with_the_thriftiest_peer_that_answered() -> None:
             closed(0, "split", 0, server_cpu_s_per_request=0.0001, **near),
         ]
     )
-    assert named(figures, "the same in server CPU seconds per request, 8").values == (0.5,)
+    assert named(figures, "near-empty model, 8 callers: server CPU").values == (0.5,)
 
 
 def test_overload_is_compared_with_the_capacity_of_the_same_session() -> None:

@@ -107,20 +107,20 @@ def test_statuses_are_counted_apart_and_so_is_their_latency() -> None:
 
 def test_a_connection_cut_before_the_answer_is_an_error_only_where_it_was_new() -> None:
     with tiny(b"") as server:
-        run = load(server, callers=1)
+        run = load(server, callers=1, seconds=0.1)
     assert run["requests"] == 0
     assert run["statuses"] == {}
     assert set(run["errors"]) == {"cut_off"}
     with tiny(PLAIN, b"") as server:  # keep-alive's race: sent again over a new connection
         run = load(server, callers=1)
-    assert set(run["errors"]) <= {"cut_off"}
+    assert run["failed"] == 0
     assert run["requests"] > 0
 
 
 def test_a_server_that_is_not_there_is_an_error_of_its_kind() -> None:
     with tiny(PLAIN) as server:
         port = server.server_address[1]
-    run = client.load(port, 2, 0.3, [client.request_file(REQUEST)])
+    run = client.load(port, 2, 0.1, [client.request_file(REQUEST)])
     assert set(run["errors"]) == {"no_connection"}
     assert run["requests"] == 0
 
