@@ -58,12 +58,13 @@ def run(plan: Plan, *, fresh: bool = False) -> dict[str, Any]:
     state = State(path, settings(plan))
     if len(state.points):
         console.print(f"going on after {len(state.points)} points of {path}")
-    idle = wait_until_idle()
-    _run_all(plan, plan.closed_sessions() + plan.memory_sessions(), state, "closed loops")
-    _run_all(plan, plan.open_sessions(best_peers(plan, Figures(state.points))), state, "open loops")
+    busy = [
+        _run_all(plan, plan.closed_sessions() + plan.memory_sessions(), state, "closed loops"),
+        _run_all(plan, plan.open_sessions(best_peers(plan, Figures(state.points))), state, "open loops"),
+    ]
     cases = ", ".join(f"{case} {measure.model_of(case).sha256[:8]}" for case in plan.cases)
     result = {
-        **heading(f"{cases} (random weights)", plan.rounds, round(plan.seconds, 1), idle),
+        **heading(f"{cases} (random weights)", plan.rounds, round(plan.seconds, 1), max(busy)),
         "points": [_short(point) for point in state.points],
     }
     state.finish()
@@ -115,10 +116,12 @@ def best_peers(plan: Plan, figures: Figures) -> dict[Case, Sequence[str]]:
     }
 
 
-def _run_all(plan: Plan, sessions: Sequence[Session], state: State, title: str) -> None:
+def _run_all(plan: Plan, sessions: Sequence[Session], state: State, title: str) -> float:
+    """Measure the sessions; how busy the machine was with other things before a round, at most."""
     left = [session for session in sessions if "over" not in state.of(session.key)]
+    busy = 0.0
     if not left:
-        return
+        return busy
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -127,7 +130,10 @@ def _run_all(plan: Plan, sessions: Sequence[Session], state: State, title: str) 
     )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(title, total=plan.estimate_s(left))
+        turn = -1
         for session in left:
+            if session.round != turn:
+                turn, busy = session.round, max(busy, wait_until_idle())
             began = time.monotonic()
 
             def told(what: str, session: Session = session) -> None:
@@ -136,6 +142,7 @@ def _run_all(plan: Plan, sessions: Sequence[Session], state: State, title: str) 
             measure.run(session, plan, state, told)
             progress.advance(task, plan.estimate_s([session]))
             console.print(f"{session.key}: {_said(state, session)}, {time.monotonic() - began:.0f} s")
+    return busy
 
 
 def _said(state: State, session: Session) -> str:
