@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
 import onnxruntime as ort
+import psutil
 
 from ortserve import refusals
 from ortserve.batching import Batcher, Observer, Ticket
 from ortserve.cpus import available_cpus
 from ortserve.errors import ModelError
 from ortserve.manifest import Manifest, Precision
-from ortserve.profile import Batching, Execution, Profile
+from ortserve.profile import GPU_PROVIDERS, Batching, Execution, Profile
 from ortserve.session import Runs, Session
 
 
@@ -63,7 +65,10 @@ def fitted(manifest: Manifest, execution: Execution) -> Execution:
     buckets = tuple(sorted({min(size, limit) for size in batching.buckets}))
     session = execution.session.model_copy(update={"enable_mem_pattern": False}) if ragged else execution.session
     cut = batching.model_copy(update={"max_batch_size": limit, "buckets": buckets})
-    return execution.model_copy(update={"batching": cut, "session": session})
+    options = execution.provider_options
+    if execution.memory_limit_bytes is not None and execution.provider in GPU_PROVIDERS:
+        options = {**options, "gpu_mem_limit": execution.memory_limit_bytes}  # the device's; the machine's is looked at in LocalEngine.open
+    return execution.model_copy(update={"batching": cut, "session": session, "provider_options": options})
 
 
 def open_session(folder: Path, manifest: Manifest, execution: Execution, outputs: Sequence[str]) -> Session:
@@ -76,6 +81,30 @@ def open_session(folder: Path, manifest: Manifest, execution: Execution, outputs
     lengths = batching.sequence_buckets if batching.buckets else batching.sequence_buckets[:1]
     session.warm_up(batching.buckets or sorted({1, batching.max_batch_size}), lengths or (1,))
     return session
+
+
+def host_memory_bytes() -> int:
+    """What this process has in memory now."""
+    resident: int = psutil.Process().memory_info().rss
+    return resident
+
+
+def _expect_within_limit(manifest: Manifest, session: Session, execution: Execution, before_bytes: int) -> None:
+    """Run as many of the largest batches at once as there may be, then look: ModelError where the model took more than it may."""
+    limit, batching = execution.memory_limit_bytes, execution.batching
+    if limit is None or execution.provider in GPU_PROVIDERS:  # there the device's own arena keeps to it
+        return
+    rows, longest = batching.max_batch_size, 1
+    if session.ragged and manifest.tokenization is not None:
+        longest = manifest.tokenization.max_tokens
+        rows = max(1, min(rows, (batching.max_batch_tokens or rows * longest) // longest))
+    with ThreadPoolExecutor(batching.max_in_flight) as at_once:
+        list(at_once.map(lambda _: session.warm_up([rows], [longest]), range(batching.max_in_flight)))
+    if (taken := host_memory_bytes() - before_bytes) > limit:
+        raise ModelError(
+            f"model {manifest.name} takes {taken} bytes of memory with its largest batches ({batching.max_in_flight} of {rows} rows), "
+            f"expected at most memory_limit_bytes ({limit}): raise that, or lower max_batch_size, max_batch_tokens or max_in_flight"
+        )
 
 
 class LocalEngine:
@@ -105,7 +134,9 @@ class LocalEngine:
         precision = choose_precision(manifest, execution)
         execution = fitted(manifest, execution)
         batching = execution.batching
+        before_bytes = host_memory_bytes()
         session = open_session(folder, manifest, execution, outputs)
+        _expect_within_limit(manifest, session, execution, before_bytes)
         if observer:
             observer.opened(
                 queue_rows=batching.max_queue_size,
@@ -122,6 +153,9 @@ class LocalEngine:
             "sha256": manifest.variants[precision].sha256,
             "batching": batching.model_dump(mode="json"),
             "session": execution.session.model_dump(mode="json"),
+            "host_memory_bytes": host_memory_bytes() - before_bytes,
+            "memory_limit_bytes": execution.memory_limit_bytes,
+            "device_id": session.device_id,
             "cpus": available_cpus(),
             "pid": os.getpid(),
         }

@@ -70,6 +70,11 @@ class Session:
         self._device_id = int(execution.provider_options.get("device_id", 0))
         self._bound = threading.local()
 
+    @property
+    def device_id(self) -> int | None:
+        """The GPU it runs on, by CUDA's number in this process; None where it runs on none."""
+        return self._device_id if self._on_gpu else None
+
     @classmethod
     def open(cls, path: Path, execution: Execution, *, outputs: Sequence[str] | None = None) -> Session:
         """A session for the ONNX file at `path`, on `execution.provider` or not at all; `outputs` names those `run` answers.
