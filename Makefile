@@ -72,6 +72,11 @@ bench-techniques: $(VENV)/.setup ## what each technique gains, on and off in tur
 bench-text: $(VENV)/.setup ## sentences per second beside other embedding servers, which it installs, in some ten minutes on an idle machine
 	$(BIN)/python -m benchmarks.text
 
+.PHONY: bench-several
+bench-several: $(VENV)/.setup ## what several models in one service cost each other, in some eight minutes on an idle machine
+	$(BIN)/python -m benchmarks.several
+	$(BIN)/python -m benchmarks.publish
+
 .PHONY: watch
 watch: $(VENV)/.setup ## the alert's way to a webhook and back, and the dashboard's picture, in some four minutes
 	@deploy/install-test-tools

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 from ortserve import gpu, profile
 from ortserve.errors import ModelError, ProviderError
@@ -57,18 +57,14 @@ def place_among_workers(folder: Path, service: str) -> int:
     It is held by a lock on a file of the run folder for as long as the process lives, so a worker started for a dead one takes its place.
     """
     for place in itertools.count():
-        file = (folder / f"place.{service}.{place}").open("w")
+        file = os.open(folder / f"place.{service}.{place}", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)  # open as long as this process lives
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.close()
+            os.close(file)
             continue
-        _held.append(file)
         return place
     raise AssertionError("there is always a next place")
-
-
-_held: list[IO[str]] = []  # open for as long as this process lives
 
 
 def on_own_device(execution: Execution, place: int) -> Execution:

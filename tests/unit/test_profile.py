@@ -76,7 +76,9 @@ def test_no_execution_is_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_name_lists_the_shipped_ones() -> None:
-    with pytest.raises(ProfileError, match=r"'latencey' not found: expected one of default, edge, latency, throughput, or the path"):
+    with pytest.raises(
+        ProfileError, match=r"'latencey' not found: expected one of default, edge, latency, multi-model, throughput, or the path"
+    ):
         load("latencey")
 
 
