@@ -89,6 +89,7 @@ def test_a_request_says_which_model_it_means(server: Server, query: str, content
     assert best(classify(server, content, query)) == expected
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.usefixtures("left_to_the_garbage_collector")
 def test_as_a_form_field_in_a_batch_and_through_bentomls_client(server: Server, tmp_path: Path) -> None:
     file = {"image": ("a.png", picture("red"), "image/png")}
