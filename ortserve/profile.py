@@ -21,6 +21,13 @@ SHIPPED = Path(__file__).resolve().parent.parent / "profiles"
 
 Provider = Literal["TensorrtExecutionProvider", "CUDAExecutionProvider", "OpenVINOExecutionProvider", "CPUExecutionProvider"]
 GPU_PROVIDERS: frozenset[str] = frozenset({"TensorrtExecutionProvider", "CUDAExecutionProvider"})
+# Options of TensorRT that `tensorrt.py` writes; by hand they would fit one model and one batching.
+MADE_FROM_THE_MODEL: frozenset[str] = frozenset(
+    {
+        *("trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes"),
+        *("trt_engine_cache_enable", "trt_engine_cache_path", "trt_timing_cache_enable", "trt_timing_cache_path"),
+    }
+)
 
 
 class _Section(BaseModel):
@@ -79,6 +86,8 @@ class Execution(_Section):
     provider: Provider
     provider_options: dict[str, str | int | float | bool] = {}
     precision: tuple[Precision, ...] = ("fp32",)  # the first one that the model package holds is served
+    # One for each size in buckets, captured before ready. auto: where the model can be captured; never for rows of any length
+    cuda_graphs: Literal["off", "auto", "required"] = "off"
     session: Session = Session()
     batching: Batching = Batching()
     text_batching: Batching | None = None  # for models whose rows are texts, of any length; None: as `batching`
@@ -89,6 +98,25 @@ class Execution(_Section):
         if not value:
             raise ValueError("expected at least one of fp32, fp16, int8")
         return value
+
+    @field_validator("provider_options")
+    @classmethod
+    def _not_made_here(cls, value: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
+        if "enable_cuda_graph" in value or "trt_cuda_graph_enable" in value:
+            raise ValueError("one CUDA graph answers for one shape alone: expected cuda_graphs: auto, which has one a bucket")
+        if made := sorted(value.keys() & MADE_FROM_THE_MODEL):
+            raise ValueError(f"{made[0]} is made from the model and its batching: leave it out")
+        return value
+
+    @model_validator(mode="after")
+    def _graphs_have_buckets(self) -> Execution:
+        if self.cuda_graphs == "off":
+            return self
+        if self.provider != "CUDAExecutionProvider":
+            raise ValueError(f"cuda_graphs: expected off for {self.provider}, only CUDAExecutionProvider has them")
+        if not self.batching.buckets:
+            raise ValueError("cuda_graphs: expected batching.buckets, the batch sizes that have a graph each, or cuda_graphs: off")
+        return self
 
 
 class Images(_Section):
