@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,13 +13,15 @@ from typing import Any, Protocol
 import onnxruntime as ort
 import psutil
 
-from ortserve import refusals
+from ortserve import providers, refusals, tensorrt
 from ortserve.batching import Batcher, Observer, Ticket
 from ortserve.cpus import available_cpus
-from ortserve.errors import ModelError
+from ortserve.errors import GraphRefused, ModelError
 from ortserve.manifest import Manifest, Precision
 from ortserve.profile import GPU_PROVIDERS, Batching, Execution, Profile
 from ortserve.session import Runs, Session
+
+logger = logging.getLogger("ortserve.local_engine")
 
 
 class EngineObserver(Observer, Protocol):
@@ -68,15 +71,33 @@ def fitted(manifest: Manifest, execution: Execution) -> Execution:
     options = execution.provider_options
     if execution.memory_limit_bytes is not None and execution.provider in GPU_PROVIDERS:
         options = {**options, "gpu_mem_limit": execution.memory_limit_bytes}  # the device's; the machine's is looked at in LocalEngine.open
-    return execution.model_copy(update={"batching": cut, "session": session, "provider_options": options})
+    graphs = "off" if ragged else execution.cuda_graphs  # a graph for each number of rows and each length would be no end of them
+    return execution.model_copy(update={"batching": cut, "session": session, "provider_options": options, "cuda_graphs": graphs})
 
 
 def open_session(folder: Path, manifest: Manifest, execution: Execution, outputs: Sequence[str]) -> Session:
-    """The session of a package under a `fitted` execution: file checked against its sha256, provider confirmed, warmed at its sizes."""
+    """The session of a package under a `fitted` execution: file checked against its sha256, provider confirmed, warmed at its sizes.
+
+    Where `cuda_graphs: auto` meets a model that cannot be captured, the log says why and it runs without.
+    """
     precision = choose_precision(manifest, execution)
-    session = Session.open(manifest.verified_path(folder, precision), execution, outputs=outputs)
+    path = manifest.verified_path(folder, precision)
+    if execution.provider == "TensorrtExecutionProvider":
+        providers.prepare(execution.provider)  # the folder of its engine is named after the library's version
+        execution = tensorrt.prepared(execution, manifest, precision)
+    try:
+        return _warm(path, manifest, execution, outputs)
+    except GraphRefused as error:
+        if execution.cuda_graphs == "required":
+            raise GraphRefused(f"model {manifest.name}: {error}") from error
+        logger.warning("model %s runs without CUDA graphs: %s", manifest.name, error)
+    return _warm(path, manifest, execution.model_copy(update={"cuda_graphs": "off"}), outputs)
+
+
+def _warm(path: Path, manifest: Manifest, execution: Execution, outputs: Sequence[str]) -> Session:
+    session = Session.open(path, execution, outputs=outputs)
     if session.inputs != manifest.inputs:
-        raise ModelError(f"model {manifest.name}: the {precision} file takes other inputs than its manifest says: build it again")
+        raise ModelError(f"model {manifest.name}: {path.name} takes other inputs than its manifest says: build it again")
     batching = execution.batching
     lengths = batching.sequence_buckets if batching.buckets else batching.sequence_buckets[:1]
     session.warm_up(batching.buckets or sorted({1, batching.max_batch_size}), lengths or (1,))
@@ -149,6 +170,7 @@ class LocalEngine:
         facts = {
             "provider": session.provider,
             "nodes_by_provider": session.nodes_by_provider(),
+            "cuda_graphs": session.cuda_graphs,
             "precision": precision,
             "sha256": manifest.variants[precision].sha256,
             "batching": batching.model_dump(mode="json"),

@@ -22,6 +22,13 @@ SHIPPED = Path(__file__).resolve().parent.parent / "profiles"
 
 Provider = Literal["TensorrtExecutionProvider", "CUDAExecutionProvider", "OpenVINOExecutionProvider", "CPUExecutionProvider"]
 GPU_PROVIDERS: frozenset[str] = frozenset({"TensorrtExecutionProvider", "CUDAExecutionProvider"})
+# Options of TensorRT that `tensorrt.py` writes; by hand they would fit one model and one batching.
+MADE_FROM_THE_MODEL: frozenset[str] = frozenset(
+    {
+        *("trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes"),
+        *("trt_engine_cache_enable", "trt_engine_cache_path", "trt_timing_cache_enable", "trt_timing_cache_path"),
+    }
+)
 
 
 class _Section(BaseModel):
@@ -80,11 +87,11 @@ class Execution(_Section):
     provider: Provider
     provider_options: dict[str, str | int | float | bool] = {}
     precision: tuple[Precision, ...] = ("fp32",)  # the first one that the model package holds is served
-    device_ids: tuple[
-        Annotated[int, Field(ge=0)], ...
-    ] = ()  # GPUs: each worker takes the next one in turn; (): provider_options' device_id
+    device_ids: tuple[int, ...] = ()  # GPUs to choose from, each worker the next; (): the one of provider_options.device_id
     # What the model may take of the device's memory, or of the machine's where it runs on the CPU; None: no limit.
     memory_limit_bytes: int | None = Field(default=None, ge=1)
+    # One for each size in buckets, captured before ready. auto: where the model can be captured; never for rows of any length
+    cuda_graphs: Literal["off", "auto", "required"] = "off"
     session: Session = Session()
     batching: Batching = Batching()
     text_batching: Batching | None = None  # for models whose rows are texts, of any length; None: as `batching`
@@ -106,6 +113,25 @@ class Execution(_Section):
             raise ValueError("memory_limit_bytes: TensorRT keeps to none; limit trt_max_workspace_size in provider_options")
         if self.memory_limit_bytes is not None and "gpu_mem_limit" in self.provider_options:
             raise ValueError("memory_limit_bytes and provider_options.gpu_mem_limit both limit the memory: give one of them")
+        return self
+
+    @field_validator("provider_options")
+    @classmethod
+    def _not_made_here(cls, value: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
+        if "enable_cuda_graph" in value or "trt_cuda_graph_enable" in value:
+            raise ValueError("one CUDA graph answers for one shape alone: expected cuda_graphs: auto, which has one a bucket")
+        if made := sorted(value.keys() & MADE_FROM_THE_MODEL):
+            raise ValueError(f"{made[0]} is made from the model and its batching: leave it out")
+        return value
+
+    @model_validator(mode="after")
+    def _graphs_have_buckets(self) -> Execution:
+        if self.cuda_graphs == "off":
+            return self
+        if self.provider != "CUDAExecutionProvider":
+            raise ValueError(f"cuda_graphs: expected off for {self.provider}, only CUDAExecutionProvider has them")
+        if not self.batching.buckets:
+            raise ValueError("cuda_graphs: expected batching.buckets, the batch sizes that have a graph each, or cuda_graphs: off")
         return self
 
 

@@ -19,7 +19,7 @@ from tests.serving import DIGITS, ROOT, Server, bentoml
 
 pytestmark = pytest.mark.e2e
 
-SHIPPED = ("default", "edge", "latency", "multi-model", "throughput")
+SHIPPED = ("default", "edge", "latency", "multi-model", "tensorrt", "throughput")
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def test_no_execution_is_refused(tmp_path: Path) -> None:
 
 def test_unknown_name_lists_the_shipped_ones() -> None:
     with pytest.raises(
-        ProfileError, match=r"'latencey' not found: expected one of default, edge, latency, multi-model, throughput, or the path"
+        ProfileError, match=r"'latencey' not found: expected one of default, edge, latency, multi-model, tensorrt, throughput, or the path"
     ):
         load("latencey")
 
@@ -105,8 +105,8 @@ def test_anything_but_a_mapping_is_refused(tmp_path: Path, text: str) -> None:
         load(write(tmp_path, text))
 
 
-def test_the_four_profiles_are_shipped() -> None:
-    assert {"default", "latency", "throughput", "edge", "multi-model"} <= set(shipped_names())
+def test_the_six_profiles_are_shipped() -> None:
+    assert {"default", "latency", "throughput", "edge", "tensorrt", "multi-model"} <= set(shipped_names())
 
 
 @pytest.mark.parametrize("name", shipped_names())
@@ -210,3 +210,29 @@ def test_every_value_of_a_shipped_profile_has_its_reason_beside_it(name: str) ->
     assert len(values) > 10
     says_itself = ("description:", "provider:")
     assert [line for line in values if " # " not in line and not line.lstrip(" -").startswith(says_itself)] == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("provider: CUDAExecutionProvider, provider_options: {enable_cuda_graph: 1}", r"one shape alone: expected cuda_graphs: auto"),
+        (
+            "provider: TensorrtExecutionProvider, provider_options: {trt_engine_cache_path: x}",
+            "cache_path is made from the model",
+        ),
+        ("provider: CPUExecutionProvider, cuda_graphs: auto", r"expected off for CPUExecutionProvider"),
+        ("provider: CUDAExecutionProvider, cuda_graphs: required", r"expected batching\.buckets"),
+        ("provider: CUDAExecutionProvider, cuda_graphs: maybe", r"cuda_graphs: .*'auto'"),
+    ],
+)
+def test_graphs_and_engines_are_asked_for_in_one_way(tmp_path: Path, keys: str, message: str) -> None:
+    with pytest.raises(ProfileError, match=message):
+        load(write(tmp_path, f"description: a test\nexecution: [{{{keys}}}]\n"))
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_every_shipped_cuda_execution_has_graphs_and_a_lane_to_copy_in(name: str) -> None:
+    for execution in load(name).execution:
+        if execution.provider == "CUDAExecutionProvider":
+            assert execution.cuda_graphs == "auto"
+            assert execution.batching.max_in_flight == (1 if name == "latency" else 2)

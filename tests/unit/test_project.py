@@ -26,10 +26,10 @@ BENTOML = {"bentoml", "_bentoml_impl", "_bentoml_sdk"}
 HTTP = {"starlette", "uvicorn", "python_multipart"} | BENTOML
 
 # The ground floor: imported by everything, imports nothing above it.
-FOUNDATION = {"errors", "manifest", "profile", "cpus", "images", "image_headers", "nms", "placement"}
+FOUNDATION = {"errors", "manifest", "profile", "cpus", "images", "image_headers", "nms", "placement", "gpu"}
 # Runs models and knows no HTTP.
 ENGINE = {
-    *("session", "batching", "batch", "fair_queue", "slots", "refusals"),
+    *("session", "bound", "cudart", "providers", "tensorrt", "batching", "batch", "fair_queue", "slots", "refusals"),
     *("engine", "local_engine", "remote_engine", "runner_link", "runner_stream", "frames"),
 }
 # What belongs to HTTP and BentoML: nothing of the foundation, the engine or the build may import it.
