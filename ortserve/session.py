@@ -19,6 +19,7 @@ from ortserve.cpus import available_cpus
 from ortserve.errors import ModelError, ProviderError, ShapeMismatch
 from ortserve.manifest import TensorSpec
 from ortserve.profile import GPU_PROVIDERS, Execution
+from ortserve.shared_pool import SharedPool
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -69,6 +70,8 @@ class Session:
         self._on_gpu = self.provider in GPU_PROVIDERS
         self._device_id = int(execution.provider_options.get("device_id", 0))
         self._bound = threading.local()
+        shares = self.provider == "CPUExecutionProvider" and session.get_session_options().intra_op_num_threads > 1
+        self._pool = SharedPool(session, self._output_names) if shares else None
 
     @classmethod
     def open(cls, path: Path, execution: Execution, *, outputs: Sequence[str] | None = None) -> Session:
@@ -110,7 +113,8 @@ class Session:
         self._check(inputs)
         if self._on_gpu and not self.ragged:  # a binding keeps buffers for each shape, and there is no end of those
             return self._binding().run(inputs)
-        return dict(zip(self._output_names, self._session.run(self._output_names, inputs), strict=True))
+        answer = self._pool.run(inputs) if self._pool is not None else self._session.run(self._output_names, inputs)
+        return dict(zip(self._output_names, answer, strict=True))
 
     def warm_up(self, batch_sizes: Iterable[int], lengths: Iterable[int] = (1,)) -> None:
         """Run once at each batch size with zeros, so that arenas, kernels and plans exist before the first request.

@@ -29,7 +29,7 @@ HTTP = {"starlette", "uvicorn", "python_multipart"} | BENTOML
 FOUNDATION = {"errors", "manifest", "profile", "cpus", "images", "image_headers", "nms", "placement"}
 # Runs models and knows no HTTP.
 ENGINE = {
-    *("session", "batching", "batch", "fair_queue", "slots", "refusals"),
+    *("session", "shared_pool", "batching", "batch", "fair_queue", "slots", "refusals"),
     *("engine", "local_engine", "remote_engine", "runner_link", "runner_stream", "frames"),
 }
 # What belongs to HTTP and BentoML: nothing of the foundation, the engine or the build may import it.
