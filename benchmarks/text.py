@@ -33,6 +33,10 @@ NAMES = {
     "fastembed": "fastembed 0.9.1 (ONNX Runtime) behind FastAPI",
 }
 IN_PROCESS = "sentence-transformers 6.2 in process, no server"
+BARE = {
+    "wide": "limit: bare `session.run`, every CPU on one batch",
+    "narrow": "limit: bare `session.run`, one thread for each of two batches",
+}
 INT8 = "description: int8 first\nexecution:\n  - provider: CPUExecutionProvider\n    precision: [int8]\n    text_batching: {batching}\n"
 
 
@@ -65,6 +69,9 @@ def main(rounds: int = 3, seconds: float = 4.0, write: bool = True) -> None:
                         runs.setdefault(f"{name} {shape} {length}", []).append(load(server, callers, seconds, chosen, texts))
                 alone = run_json("benchmarks.in_process", seconds, *files["embed", "many", length])
                 runs.setdefault(f"in_process many {length}", []).append(alone)
+                bare = run_json("benchmarks.bare_text", package(home), seconds, *files["embed", "many", length])
+                for way in BARE:
+                    runs.setdefault(f"{way} many {length}", []).append({"sentences_per_s": bare[f"{way}_sentences_per_s"]})
     result = {
         **heading("all-MiniLM-L6-v2", rounds, seconds, idle),
         "runs": {name: totals(of_name) for name, of_name in runs.items()},
@@ -88,6 +95,12 @@ def built() -> Path:
         console.print("building all-MiniLM-L6-v2 once")
         build_model(home, f"hf:{minilm()}", "--name", "minilm", "--precision", "fp32,int8")
     return home
+
+
+def package(home: Path) -> Path:
+    """The folder of the embedder's package."""
+    folder = home / "models" / "minilm"
+    return folder / (folder / "latest").read_text().strip()
 
 
 def int8_profile() -> Path:
@@ -179,6 +192,7 @@ def table(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
         *(_row(result, name, "many", shown) for name, shown in NAMES.items()),
         _row(result, "in_process", "many", IN_PROCESS),
+        *(_row(result, way, "many", shown) for way, shown in BARE.items()),
     ]
     return "\n".join(lines) + "\n"
 
