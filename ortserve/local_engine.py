@@ -60,14 +60,16 @@ def choose_precision(manifest: Manifest, execution: Execution) -> Precision:
 def fitted(manifest: Manifest, execution: Execution) -> Execution:
     """The execution as this model runs under it: the batching of rows like its own, cut to the largest batch it was verified at.
 
-    Rows of any length have no end of shapes, and ONNX Runtime would keep a memory pattern for each (22 KiB measured, and no faster).
+    On a CPU no more batches are in flight than there are CPUs: one more would only make the others late. Rows of any length have no end
+    of shapes, and ONNX Runtime would keep a memory pattern for each (22 KiB measured, and no faster).
     """
     ragged = any(isinstance(dim, str) for spec in manifest.inputs for dim in spec.shape[1:])
     batching = execution.text_batching if ragged and execution.text_batching is not None else execution.batching
     limit = min(batching.max_batch_size, manifest.max_batch)
     buckets = tuple(sorted({min(size, limit) for size in batching.buckets}))
     session = execution.session.model_copy(update={"enable_mem_pattern": False}) if ragged else execution.session
-    cut = batching.model_copy(update={"max_batch_size": limit, "buckets": buckets})
+    flights = min(batching.max_in_flight, available_cpus()) if execution.provider == "CPUExecutionProvider" else batching.max_in_flight
+    cut = batching.model_copy(update={"max_batch_size": limit, "buckets": buckets, "max_in_flight": flights})
     options = execution.provider_options
     if execution.memory_limit_bytes is not None and execution.provider in GPU_PROVIDERS:
         options = {**options, "gpu_mem_limit": execution.memory_limit_bytes}  # the device's; the machine's is looked at in LocalEngine.open

@@ -19,6 +19,7 @@ from ortserve.bound import Lanes, Tensors
 from ortserve.errors import GraphRefused, ModelError, ProviderError, ShapeMismatch
 from ortserve.manifest import TensorSpec
 from ortserve.profile import GPU_PROVIDERS, Execution
+from ortserve.shared_pool import SharedPool
 
 __all__ = ["Runs", "Session", "Tensors"]
 
@@ -73,6 +74,8 @@ class Session:
             )
         elif execution.cuda_graphs != "off":
             raise GraphRefused("its rows are of any length, and a CUDA graph answers for one shape: set cuda_graphs: off")
+        shares = self.provider == "CPUExecutionProvider" and session.get_session_options().intra_op_num_threads > 1
+        self._pool = SharedPool(session, self._output_names) if shares else None
 
     @property
     def cuda_graphs(self) -> int:
@@ -112,7 +115,8 @@ class Session:
         self._check(inputs)
         if self._lanes:
             return self._lanes.run(inputs)
-        return dict(zip(self._output_names, self._session.run(self._output_names, inputs), strict=True))
+        answer = self._pool.run(inputs) if self._pool is not None else self._session.run(self._output_names, inputs)
+        return dict(zip(self._output_names, answer, strict=True))
 
     def warm_up(self, batch_sizes: Iterable[int], lengths: Iterable[int] = (1,)) -> None:
         """Run once at each batch size with zeros, so that arenas, kernels, plans and graphs exist before the first request.
