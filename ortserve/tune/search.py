@@ -49,7 +49,7 @@ def search(space: Space, baselines: Sequence[Candidate], goal: Goal, bench: Benc
     chosen: dict[str, dict[str, str]] = {}  # candidate id -> its choices
     gains: dict[tuple[str, str], tuple[bool, float]] = {}
     best: dict[str, str] = {}
-    tried.halve(baselines)
+    tried.begin(baselines)
     fresh = [{knob: label} for knob, label in space.singles()]
     first = True
     while not tried.out_of_time:
@@ -65,7 +65,7 @@ def search(space: Space, baselines: Sequence[Candidate], goal: Goal, bench: Benc
         costly = [one for one in pool.values() if not bench.known(one)]
         left_out = {one.id for one in costly[max(1, room * 2 // 3 if first else room) :]}  # a third is for what the first round teaches
         wanted = [one for one in pool.values() if one.id not in left_out]
-        tried.halve([*wanted, *tried.leaders()])
+        tried.halve([*(baselines if first else tried.leaders()), *wanted])
         if first:
             gains = {next(iter(chosen[one.id].items())): goal.rank(figures) for one in wanted if (figures := tried.first(one)) is not None}
             first = False
@@ -92,6 +92,10 @@ class _Tried:
         """A candidate's figures at the first rung."""
         outcome = self._by_id.get(candidate.id, {}).get(0)
         return outcome.figures if outcome else None
+
+    def begin(self, pool: Sequence[Candidate]) -> None:
+        """The first rung alone: what the time of a trial, and every gain, is known from."""
+        self._measure(pool, 0)
 
     def halve(self, pool: Sequence[Candidate]) -> None:
         """Successive halving (Jamieson and Talwalkar, 2016). Shipped profiles stay to the end: they are what the others must beat."""

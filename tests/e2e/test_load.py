@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.packages import add_package, write_profile
 from tests.serving import ROOT, Server, free_port
 
 pytestmark = pytest.mark.e2e
@@ -22,9 +24,25 @@ def server(digits_home: Path) -> Iterator[Server]:
         yield running
 
 
-def locust(server: Server, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "locust", "--host", server.base_url, "--headless", "-u", "4", "-r", "4", "-t", "3s", *options]
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A model that answers some ten pictures a second, one after the other."""
+    home = tmp_path_factory.mktemp("slow")
+    add_package(home, "colours:1", seconds_per_row=0.1)
+    profile = write_profile(home / "slow.yaml", batching={"max_batch_size": 1}, stopping={"drain_delay_ms": 0})
+    with Server(home, env={"ORTSERVE_MODEL": "colours", "ORTSERVE_PROFILE": profile}) as running:
+        yield running
+
+
+def locust(server: Server, *options: str, load: tuple[str, ...] = ("-u", "4", "-r", "4", "-t", "3s")) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "locust", "--host", server.base_url, "--headless", *load, *options]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def sent(result: subprocess.CompletedProcess[str], report: Path) -> int:
+    """How many requests a run with `--json-file` had answered or counted as failed."""
+    assert result.returncode == 0, result.stdout + result.stderr
+    return sum(entry["num_requests"] for entry in json.loads(report.with_suffix(".json").read_text()))
 
 
 def test_a_run_within_its_thresholds_ends_with_0_and_asked_every_endpoint(server: Server) -> None:
@@ -71,7 +89,53 @@ def test_the_web_page_comes_up(server: Server) -> None:
                 break
             except OSError:
                 time.sleep(0.1)  # polls a foreign process, which has no event to wait for
-        assert "max_p99_ms" in page  # our options are in its form
+        for option in ("max_p99_ms", "shape", "rate"):
+            assert option in page  # our options are in its form
     finally:
         process.terminate()
         process.wait(20)
+
+
+def test_an_open_loop_sends_at_its_rate_however_slow_the_answers(slow: Server, tmp_path: Path) -> None:
+    quiet = ("--max-error-rate", "1", "--tags", "classify", "--json-file", str(tmp_path / "report"))
+    waiting = sent(locust(slow, *quiet, load=("-u", "1", "-t", "3s")), tmp_path / "report.json")
+    result = locust(slow, *quiet, "--rate", "40", "--answer-within-s", "2", load=("-t", "3s"))
+    arriving = sent(result, tmp_path / "report.json")
+    assert 0 < waiting <= 45  # one user, one request after another
+    assert 70 < arriving < 180  # 120 on average: five standard deviations
+    under_way = next(line for line in result.stdout.splitlines() if line.startswith("open loop: "))
+    assert int(under_way.split()[2]) > 10
+    assert "(no answer)" in result.stdout + result.stderr  # what was not answered is counted, not forgotten
+
+
+def users_over_time(output: str) -> list[int]:
+    """The users that a shape asked for, one after the other."""
+    return [int(line.split("updating to ")[1].split()[0]) for line in output.splitlines() if "updating to " in line]
+
+
+def test_a_ramp_begins_small_and_ends_with_everyone(server: Server, tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    result = locust(server, "--shape", "ramp", "--ramp-s", "5", "--max-error-rate", "0", "--html", str(report), load=("-u", "10"))
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output
+    users = users_over_time(output)
+    assert users == sorted(users)
+    assert users[0] == 1
+    assert users[-1] >= 8
+    assert len(users) >= 4
+    assert "<html" in report.read_text()
+
+
+def test_a_spike_comes_and_goes(server: Server) -> None:
+    spike = ("--shape", "spike", "--spike-after-s", "3", "--spike-s", "3", "--spike-base", "0.2")
+    result = locust(server, *spike, "--max-error-rate", "0", load=("-u", "10"))
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output
+    assert users_over_time(output) == [2, 10, 2]
+
+
+def test_a_shape_ends_with_the_run_time_and_misses_a_threshold_as_any_other(server: Server) -> None:
+    result = locust(server, "--shape", "ramp", "--rate", "30", "--min-rps", "1000000", load=("-t", "3s"))
+    assert result.returncode == 1
+    assert "requests a second, fewer than" in result.stdout
+    assert "open loop: " in result.stdout
