@@ -149,7 +149,7 @@ def measured(console: Console, setup: Setup, journal: Journal, facts: Facts) -> 
             console.print(f"{spent:6.0f} s  {line}", highlight=False, markup=False)
 
         trials = Trials(setup, journal, said)
-        baselines = list({one.id: one for one in (shipped(setup.goal.objective), shipped("default"))}.values())
+        baselines = list({one.id: one for one in (shipped(name, facts.provider) for name in (setup.goal.objective, "default"))}.values())
         if (chosen := journal.find("finalists")) is None:
             ranked = search(space(setup.goal.objective, facts, providers(facts.provider)), baselines, setup.goal, trials)
             others = [outcome.candidate for outcome in ranked if not outcome.candidate.shipped][:1]

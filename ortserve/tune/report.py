@@ -63,6 +63,9 @@ def plot(path: Path, made: Sequence[Trial], best: Contender, goal: Goal, title: 
     if goal.p99_ms is not None:
         axes.axhline(goal.p99_ms, color="#c53030", linewidth=0.8, linestyle="--", label=f"limit {goal.p99_ms:g} ms")
     axes.set_yscale("log")
+    axes.margins(x=0.12, y=0.12)
+    for axis_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        axis_formatter("{x:g}")
     axes.set_xlabel("requests/s, closed loop")
     axes.set_ylabel("p99 in ms, open loop")
     axes.set_title(title, fontsize=10)

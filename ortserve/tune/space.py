@@ -61,17 +61,18 @@ class Space:
         return Candidate(", ".join(labels) or self.base.label, data)
 
 
-def shipped(name: str) -> Candidate:
-    """The shipped profile, as it comes."""
+def shipped(name: str, provider: str | None = None) -> Candidate:
+    """The shipped profile, as it comes; with a provider, of its executions only the one on that: the others do not run here."""
     data = yaml.safe_load((SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"))
+    if provider is not None:
+        data = {**data, "execution": [execution_for(provider, data)]}
     return Candidate(f"shipped {name}", data, shipped=name)
 
 
 def space(objective: Objective, facts: Facts, providers: Sequence[str]) -> Space:
     """The space around the shipped profile of the objective, on the provider it runs on; `providers` are those this machine may try."""
-    base = shipped(objective)
-    own = execution_for(facts.provider, base.data)
-    data = {**base.data, "execution": [own]}
+    base = shipped(objective, facts.provider)
+    own = base.data["execution"][0]
     batching = "text_batching" if facts.ragged and own.get("text_batching") else "batching"
     on_gpu = facts.provider in GPU_PROVIDERS
     knobs = [
@@ -91,7 +92,7 @@ def space(objective: Objective, facts: Facts, providers: Sequence[str]) -> Space
     if others:
         knobs.append(Knob("provider", {provider: {"execution": [execution_for(provider, base.data)]} for provider in others}))
         knobs.insert(0, knobs.pop())  # laid on first: it brings a whole execution, which the other knobs then turn
-    return Space(Candidate(base.label, data), tuple(knob for knob in knobs if len(knob.alternatives) > (knob.name != "provider")))
+    return Space(base, tuple(knob for knob in knobs if len(knob.alternatives) > (knob.name != "provider")))
 
 
 def execution_for(provider: str, data: Mapping[str, Any]) -> Data:

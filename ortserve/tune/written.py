@@ -24,7 +24,7 @@ def profile_text(best: Contender, contenders: Sequence[Contender], made: Sequenc
         f"In turns, medians of {len(best.rounds)} rounds:",
         *(f"  {one.candidate.label}: {one.middle.text()}{'  <- this profile' if one is best else ''}" for one in contenders),
         "",
-        "Beside each key: what the best trial with each of its values did. A key without figures had one value in every trial.",
+        "Beside each key: what the best trial with each of its values did. The others were left as they are shipped.",
     ]
     data = {**best.candidate.data, "description": f"Tuned for {goal.objective} on this machine: {best.candidate.label}."}
     lines = [f"# {line}".rstrip() for line in head]
@@ -33,10 +33,13 @@ def profile_text(best: Contender, contenders: Sequence[Contender], made: Sequenc
 
 def _comments(data: Data, made: Sequence[Trial], goal: Goal) -> dict[str, str]:
     """Dotted key -> what was measured of its values."""
-    measured = longest(made)
-    values = [(dict(_effective(trial.data, data)), trial.figures) for trial in measured if trial.figures is not None]
+    values = [(dict(leaves(trial.data)), trial.figures) for trial in longest(made) if trial.figures is not None]
+    searched = [dict(leaves(trial.data)) for trial in made if not trial.shipped]
     comments = {}
     for key, chosen in leaves(data):
+        if len({_flow(found.get(key)) for found in searched}) < 2:
+            comments[key] = "not searched"
+            continue
         by_value: dict[str, Figures] = {}
         for found, figures in values:
             if key not in found:
@@ -44,21 +47,11 @@ def _comments(data: Data, made: Sequence[Trial], goal: Goal) -> dict[str, str]:
             text = _flow(found[key])
             if text not in by_value or goal.rank(figures) < goal.rank(by_value[text]):
                 by_value[text] = figures
-        if len(by_value) < 2:
-            comments[key] = "not searched"
-            continue
         ranked = sorted(by_value, key=lambda text: goal.rank(by_value[text]))
         shown = [text for text in ranked if text != _flow(chosen)][: MOST_VALUES - 1]
         own = [_flow(chosen)] if _flow(chosen) in by_value else []
         comments[key] = "; ".join(f"{text}: {_short(by_value[text])}" for text in [*own, *shown])
     return comments
-
-
-def _effective(data: Data, like: Data) -> Iterator[tuple[str, Any]]:
-    """The leaves of a trial's data; a shipped profile's execution on the winner's provider counts as its first."""
-    provider = like["execution"][0]["provider"]
-    own = [execution for execution in data["execution"] if execution["provider"] == provider] or data["execution"]
-    return leaves({**data, "execution": own})
 
 
 def _short(figures: Figures) -> str:

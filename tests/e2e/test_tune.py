@@ -78,7 +78,7 @@ def test_an_interrupted_search_goes_on_and_its_profile_serves(digits_home: Path,
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     with (
         Server(digits_home, env={"ORTSERVE_PROFILE": str(output)}) as server,
-        urllib.request.urlopen(f"{server.base_url}/models") as answer,
+        urllib.request.urlopen(server.base_url + "/models") as answer,
     ):
         assert json.load(answer)["profile"] == loaded.name == "tuned"
 

@@ -18,7 +18,7 @@ from ortserve.tune.journal import Journal
 from ortserve.tune.objective import Figures, Goal
 from ortserve.tune.report import plot, write_csv
 from ortserve.tune.results import Contender
-from ortserve.tune.space import Facts, shipped, space
+from ortserve.tune.space import Facts, space
 from ortserve.tune.trial import Setup, Trials
 from ortserve.tune.written import profile_text
 
@@ -38,7 +38,7 @@ def entry(candidate: Candidate, requests_per_s: float | None, rung: int = 0, rea
 
 def ways() -> tuple[Candidate, Candidate, Candidate]:
     tried = space("throughput", FACTS, [])
-    return shipped("throughput"), tried.candidate({"batch": "batch 16"}), tried.candidate({"precision": "int8", "spinning": "spinning on"})
+    return tried.base, tried.candidate({"batch": "batch 16"}), tried.candidate({"precision": "int8", "spinning": "spinning on"})
 
 
 def journal(path: Path) -> Journal:

@@ -22,12 +22,6 @@ def figures(requests_per_s: float, p99_ms: float = 10.0) -> Figures:
     return Figures(requests_per_s, 5.0, requests_per_s * 0.8, p99_ms / 2, p99_ms, 0.0, 100)
 
 
-def own(data: dict[str, object]) -> dict[str, object]:
-    """The leaves of a profile, its execution on a CPU as the first."""
-    executions = [one for one in data["execution"] if one["provider"] == "CPUExecutionProvider"]  # type: ignore[attr-defined]
-    return dict(leaves({**data, "execution": executions}))
-
-
 class Machine:
     """Measures by a formula: int8 doubles, one thread for each of 4 batches in flight gives half more, batches of 16 a tenth more."""
 
@@ -41,7 +35,7 @@ class Machine:
         self.trials.append((candidate.label, rung))
         if self._broken and self._broken in candidate.label:
             return Outcome(candidate, rung, None, "did not start: no such thing")
-        keys = own(candidate.data)
+        keys = dict(leaves(candidate.data))
         speed = 100.0
         speed *= 2 if keys["execution.0.precision"] == ["int8"] else 1
         together = keys["execution.0.session.intra_op_num_threads"] == 1 and keys["execution.0.batching.max_in_flight"] == 4
@@ -58,7 +52,7 @@ class Machine:
 
 
 def baselines() -> list[Candidate]:
-    return [shipped("throughput"), shipped("default")]
+    return [shipped(name, FACTS.provider) for name in ("throughput", "default")]
 
 
 def found(machine: Machine, goal: Goal | None = None) -> list[Outcome]:
