@@ -99,7 +99,7 @@ def execution_for(provider: str, data: Mapping[str, Any]) -> Data:
     """The profile's own execution on that provider, else another shipped profile's, else the first one's with only the provider changed."""
     everywhere = [data, *(yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(Path(SHIPPED).glob("*.yaml")))]
     for profile in everywhere:
-        for execution in profile["execution"]:
+        for execution in profile.get("execution", ()):
             if execution["provider"] == provider:
                 return dict(execution)
     return {**data["execution"][0], "provider": provider, "provider_options": {}}

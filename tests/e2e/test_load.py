@@ -99,7 +99,7 @@ def test_the_web_page_comes_up(server: Server) -> None:
 def test_an_open_loop_sends_at_its_rate_however_slow_the_answers(slow: Server, tmp_path: Path) -> None:
     quiet = ("--max-error-rate", "1", "--tags", "classify", "--json-file", str(tmp_path / "report"))
     waiting = sent(locust(slow, *quiet, load=("-u", "1", "-t", "3s")), tmp_path / "report.json")
-    result = locust(slow, *quiet, "--rate", "40", "--answer-within-s", "2", load=("-t", "3s"))
+    result = locust(slow, *quiet, "--rate", "40", "--answer-within-s", "0.2", load=("-t", "3s"))
     arriving = sent(result, tmp_path / "report.json")
     assert 0 < waiting <= 45  # one user, one request after another
     assert 70 < arriving < 180  # 120 on average: five standard deviations
