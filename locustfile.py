@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+import gevent
 from locust import FastHttpUser, events, tag, task
 from locust.env import Environment
 from locust.exception import StopUser
@@ -49,6 +50,7 @@ def of(*tasks: str) -> Callable[[Method], Method]:
 @events.init.add_listener
 def lay_out(environment: Environment, **_: Any) -> None:
     """The shape of the load, once the options are read."""
+    gevent.get_hub().loop.update_now()  # it stood while everything was imported: -t would end that much too early
     environment.shape_class = Shape(environment)
 
 

@@ -30,7 +30,7 @@ class Arrivals:
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
         self._started = time.perf_counter()
-        self._under_way: dict[Any, str] = {}
+        self._under_way: dict[Any, tuple[str, float]] = {}  # greenlet -> what it asks, since when
         self._group = Group()
         self._idle: list[FastHttpUser] = []
         self._ending = False
@@ -58,7 +58,7 @@ class Arrivals:
                 self._idle.append(caller)
 
         greenlet = gevent.Greenlet(one)
-        self._under_way[greenlet] = call.__name__
+        self._under_way[greenlet] = (call.__name__, time.perf_counter())
         self.most_under_way = max(self.most_under_way, len(self._under_way))
         self._group.start(greenlet)
 
@@ -67,11 +67,11 @@ class Arrivals:
         self._ending = True
         within_s = self._environment.parsed_options.answer_within_s
         self._group.join(timeout=within_s)
-        for name in list(self._under_way.values()):
+        for name, since in list(self._under_way.values()):
             self._environment.events.request.fire(
                 request_type="POST",
                 name=f"/{name} (no answer)",
-                response_time=within_s * 1000,
+                response_time=(time.perf_counter() - since) * 1000,
                 response_length=0,
                 exception=TimeoutError(f"no answer {within_s:g} s after the end of the test"),
                 context={},

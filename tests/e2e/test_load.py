@@ -39,10 +39,10 @@ def locust(server: Server, *options: str, load: tuple[str, ...] = ("-u", "4", "-
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
-def sent(result: subprocess.CompletedProcess[str], report: Path) -> int:
-    """How many requests a run with `--json-file` had answered or counted as failed."""
+def sent(result: subprocess.CompletedProcess[str], report: Path) -> dict[str, int]:
+    """How many requests of each name a run with `--json-file` had answered or counted as failed."""
     assert result.returncode == 0, result.stdout + result.stderr
-    return sum(entry["num_requests"] for entry in json.loads(report.with_suffix(".json").read_text()))
+    return {entry["name"]: entry["num_requests"] for entry in json.loads(report.read_text())}
 
 
 def test_a_run_within_its_thresholds_ends_with_0_and_asked_every_endpoint(server: Server) -> None:
@@ -99,13 +99,13 @@ def test_the_web_page_comes_up(server: Server) -> None:
 def test_an_open_loop_sends_at_its_rate_however_slow_the_answers(slow: Server, tmp_path: Path) -> None:
     quiet = ("--max-error-rate", "1", "--tags", "classify", "--json-file", str(tmp_path / "report"))
     waiting = sent(locust(slow, *quiet, load=("-u", "1", "-t", "3s")), tmp_path / "report.json")
-    result = locust(slow, *quiet, "--rate", "40", "--answer-within-s", "0.2", load=("-t", "3s"))
+    result = locust(slow, *quiet, "--rate", "60", "--answer-within-s", "0.2", load=("-t", "4s"))
     arriving = sent(result, tmp_path / "report.json")
-    assert 0 < waiting <= 45  # one user, one request after another
-    assert 70 < arriving < 180  # 120 on average: five standard deviations
+    assert 0 < sum(waiting.values()) < 100  # one user, one request after another
+    assert 120 < sum(arriving.values()) < 320  # 240 on average, by chance 80 more at most; a busy machine may lose the first second
     under_way = next(line for line in result.stdout.splitlines() if line.startswith("open loop: "))
     assert int(under_way.split()[2]) > 10
-    assert "(no answer)" in result.stdout + result.stderr  # what was not answered is counted, not forgotten
+    assert any("(no answer)" in name for name in arriving)  # what was not answered is counted, not forgotten
 
 
 def users_over_time(output: str) -> list[int]:
