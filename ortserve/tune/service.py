@@ -25,7 +25,7 @@ from ortserve.startup import MODEL_ENV, PROFILE_ENV
 ROOT = Path(__file__).resolve().parents[2]  # where service.py is
 READY_WITHIN_S = 120.0  # a GPU's provider may tune itself at start; who needs longer is no candidate
 STOP_WITHIN_S = 20.0
-SETTINGS = ("ORTSERVE_", "OTEL_")  # of the caller's environment: they would change what is measured
+SETTINGS = ("ORTSERVE_", "OTEL_", "PROMETHEUS_")  # of the caller's environment: they would change what is measured
 MARK = "ORTSERVE_TUNE_SERVER"  # finds every process of a start: BentoML's workers leave the process group
 
 

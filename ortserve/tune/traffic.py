@@ -9,25 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loadtest.payloads import read_pictures, read_texts
 from ortserve.errors import TuneError
 
 BOUNDARY = "----ortserve-tune"
-MEDIA_TYPES = {
-    ".jpg": "image/jpeg",
-    ".jpeg": "image/jpeg",
-    ".png": "image/png",
-    ".webp": "image/webp",
-    ".bmp": "image/bmp",
-    ".gif": "image/gif",
-}
-# As in locustfile.py: what a search box, a review and a paragraph look like.
-TEXTS = (
-    "where is my parcel",
-    "The battery lasts two days and the screen is bright, but the case scratches easily.",
-    "A small team packaged its model, measured it beside the others, and found that most of the time went into waiting: for the next "
-    "batch, for a lock, for a thread that had nothing to do. They took the waiting out, measured again, and wrote down what each step "
-    "had gained, so that whoever came after them would not have to guess.",
-)
 SAME_DIRECTION = 0.98  # cosine of two embeddings of one text that mean the same; an int8 file's are between 0.98 and 1
 MOST_FILES = 256  # sent in turn, held in memory by the load's process
 
@@ -69,11 +54,13 @@ def kind_of(task: str) -> Kind:
 
 def write_requests(kind: Kind, folder: Path, pictures: Path, texts: Path | None) -> tuple[Path, ...]:
     """Files in `folder` that hold a whole HTTP request each. Raises TuneError where there is nothing to send."""
-    bodies = (
-        [multipart(path) for path in picture_files(pictures)]
-        if kind.takes == "picture"
-        else [text_body(text) for text in read_texts(texts)]
-    )
+    try:
+        if kind.takes == "picture":
+            bodies = [multipart(data, media_type) for _, data, media_type in read_pictures(pictures)]
+        else:
+            bodies = [text_body(text) for text in read_texts(None if texts is None else str(texts))]
+    except (OSError, ValueError) as error:
+        raise TuneError(str(error)) from None
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for index, (content_type, body) in enumerate(bodies[:MOST_FILES]):
@@ -83,32 +70,10 @@ def write_requests(kind: Kind, folder: Path, pictures: Path, texts: Path | None)
     return tuple(files)
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """The pictures below the folder. Raises TuneError where there is none."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in MEDIA_TYPES)
-    if not files:
-        raise TuneError(f"expected pictures ({', '.join(MEDIA_TYPES)}) in {folder}, found none: name a folder with --pictures")
-    return files
-
-
-def multipart(path: Path) -> tuple[str, bytes]:
+def multipart(data: bytes, media_type: str) -> tuple[str, bytes]:
     """The content type and the body that hold the picture as the form field `image`, as `curl -F` sends it."""
-    media_type = MEDIA_TYPES[path.suffix.lower()]
     head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="picture"\r\nContent-Type: {media_type}\r\n\r\n'
-    return f"multipart/form-data; boundary={BOUNDARY}", head.encode() + path.read_bytes() + f"\r\n--{BOUNDARY}--\r\n".encode()
-
-
-def read_texts(file: Path | None) -> list[str]:
-    """The lines of the file that say something, the built-in texts without one. Raises TuneError where there is none."""
-    if file is None:
-        return list(TEXTS)
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise TuneError(f"texts {file} cannot be read: {error}") from None
-    if not lines:
-        raise TuneError(f"expected texts in {file}, one a line, found none: name another file with --texts")
-    return lines
+    return f"multipart/form-data; boundary={BOUNDARY}", head.encode() + data + f"\r\n--{BOUNDARY}--\r\n".encode()
 
 
 def text_body(text: str) -> tuple[str, bytes]:

@@ -86,7 +86,7 @@ def own(module: str) -> set[str]:
 def foreign(module: str) -> set[str]:
     """The third-party packages that `module` imports, by their import name."""
     tops = {name.partition(".")[0] for name in imports(module)}
-    return tops - sys.stdlib_module_names - {"ortserve", "service", "build_model"}
+    return tops - sys.stdlib_module_names - {"ortserve", "loadtest", "service", "build_model"}
 
 
 def builds(module: str) -> bool:
