@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,50 @@ def test_a_folder_without_pictures_is_said_at_once(server: Server, tmp_path: Pat
     result = locust(server, "--pictures", str(tmp_path))
     assert result.returncode == 2
     assert "found none: name a folder with --pictures" in result.stdout + result.stderr
+
+
+class ManyModels(BaseHTTPRequestHandler):
+    """Two classifiers of pictures, two embedders, one classifier of texts; writes down what was asked of them."""
+
+    protocol_version = "HTTP/1.1"
+    asked: set[tuple[str, str | None]]  # (path with its query, field `model` of the JSON)
+    tasks = (("cats", "image-classification"), ("dogs", "image-classification"), ("small", "feature-extraction"),
+             ("large", "feature-extraction"), ("mood", "text-classification"))  # fmt: skip
+
+    def do_GET(self) -> None:
+        self._answer({"models": [{"name": name, "task": task} for name, task in self.tasks]})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        model = json.loads(body).get("model") if self.headers["Content-Type"] == "application/json" else None
+        self.asked.add((self.path, model))
+        self._answer({"results": []})
+
+    def _answer(self, value: object) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_every_model_of_the_service_is_asked_and_named_where_there_is_a_choice() -> None:
+    ManyModels.asked = set()
+    with ThreadingHTTPServer(("127.0.0.1", 0), ManyModels) as stub:
+        threading.Thread(target=stub.serve_forever, daemon=True).start()
+        command = [sys.executable, "-m", "locust", "--host", f"http://127.0.0.1:{stub.server_port}", "--headless", "-u", "2", "-t", "3s"]
+        result = subprocess.run([*command, "--max-error-rate", "0"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        stub.shutdown()
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert {("/classify?model=cats", None), ("/classify?model=dogs", None), ("/classify?top_k=1&model=dogs", None)} <= ManyModels.asked
+    assert {("/classify_batch?model=cats", None), ("/embed", "small"), ("/embed", "large"), ("/v1/embeddings", "large")} <= ManyModels.asked
+    assert ("/classify_text", None) in ManyModels.asked
+    assert {path.partition("?")[0] for path, _ in ManyModels.asked} == {
+        *("/classify", "/classify_batch", "/embed", "/v1/embeddings", "/classify_text"),
+    }
 
 
 def test_the_web_page_comes_up(server: Server) -> None:
