@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+RAMP_STAYS = 0.25  # of its length, once everything is there: long enough to see whether it holds
+
 
 class Settings(Protocol):
     """The options that a level depends on."""
@@ -27,4 +29,4 @@ def level(options: Settings, elapsed_s: float) -> float:
 
 def length_s(options: Settings) -> float | None:
     """How long the shape takes by itself; None of one without an end."""
-    return {"ramp": options.ramp_s, "spike": 2 * options.spike_after_s + options.spike_s}.get(options.shape)
+    return {"ramp": options.ramp_s * (1 + RAMP_STAYS), "spike": 2 * options.spike_after_s + options.spike_s}.get(options.shape)

@@ -40,6 +40,6 @@ def test_a_ramp_of_no_length_is_everything_at_once() -> None:
     assert level(Options("ramp", ramp_s=0), 0) == 1
 
 
-@pytest.mark.parametrize(("shape", "seconds"), [("constant", None), ("ramp", 60), ("spike", 50)])
+@pytest.mark.parametrize(("shape", "seconds"), [("constant", None), ("ramp", 75), ("spike", 50)])
 def test_how_long_it_takes_by_itself(shape: str, seconds: float | None) -> None:
     assert length_s(Options(shape)) == seconds
