@@ -20,9 +20,7 @@ def add(parser: LocustArgumentParser) -> None:
     shapes.add_argument(
         "--shape", choices=SHAPES, default="constant", help="constant; ramp: from nothing to everything; spike: a sudden rush and its end"
     )
-    shapes.add_argument(
-        "--ramp-s", type=float, default=60.0, help="ramp: seconds until all is there; ends a quarter later, or with -t"
-    )
+    shapes.add_argument("--ramp-s", type=float, default=60.0, help="ramp: seconds until all is there; ends a quarter later, or with -t")
     shapes.add_argument("--spike-base", type=float, default=0.1, help="spike: share of the load before and after it, 0 to 1")
     shapes.add_argument("--spike-after-s", type=float, default=20.0, help="spike: seconds before it, and after it to recover")
     shapes.add_argument("--spike-s", type=float, default=10.0, help="spike: seconds that it lasts")
