@@ -26,10 +26,9 @@ from locust import FastHttpUser, events, tag, task
 from locust.env import Environment
 from locust.exception import StopUser
 
-from loadtest import options, thresholds
+from loadtest import options, shapes, thresholds
 from loadtest.arrivals import Arrivals
 from loadtest.payloads import from_anywhere, read_pictures, read_texts
-from loadtest.shapes import Shape
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -48,10 +47,12 @@ def of(*tasks: str) -> Callable[[Method], Method]:
 
 
 @events.init.add_listener
-def lay_out(environment: Environment, **_: Any) -> None:
+def lay_out(environment: Environment, web_ui: Any = None, **_: Any) -> None:
     """The shape of the load, once the options are read."""
     gevent.get_hub().loop.update_now()  # it stood while everything was imported: -t would end that much too early
-    environment.shape_class = Shape(environment)
+    shapes.choose(environment, environment.parsed_options.shape)
+    if web_ui is not None:
+        shapes.choose_on_the_page(environment, web_ui)
 
 
 @events.test_start.add_listener

@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import math
 
+from flask import request
 from locust import LoadTestShape
 from locust.env import Environment
+from locust.web import WebUI
 
 from loadtest.levels import length_s, level
 from loadtest.options import number
 
 
+def choose(environment: Environment, name: str) -> None:
+    """Give the test that shape. A constant one has none, so that its users can still be changed on the web page while it runs."""
+    environment.shape_class = None if name == "constant" else Shape(environment)
+
+
+def choose_on_the_page(environment: Environment, web_ui: WebUI) -> None:
+    """Let the shape be chosen in the web page's form: locust itself would take the one it was started with."""
+
+    @web_ui.app.before_request
+    def before() -> None:
+        running = environment.runner is not None and environment.runner.shape_greenlet is not None
+        if request.method == "POST" and request.path.endswith("/swarm") and "shape" in request.form and not running:
+            choose(environment, request.form["shape"])
+
+
 class Shape(LoadTestShape):
-    """`--shape`, and -u, -r and -t beside it.
+    """`--shape`, and -u, -r and -t beside it. What the form says counts: the options are read at each tick."""
 
-    Made when locust has read its options, not found by it in the locustfile: it would then be there for every test. Of `constant` it is
-    not there either, as far as locust can tell (it asks `if environment.shape_class`), so that users and spawn rate can still be changed
-    on the web page while a test runs, and a shape can be chosen in its form.
-    """
-
-    abstract = True  # locust makes an object of any other shape that it finds in a locustfile
-    use_common_options = True
+    abstract = True  # else locust makes one when it finds the class in a locustfile, and every test has it
+    use_common_options = True  # -u, -r and -t
 
     def __init__(self, environment: Environment) -> None:
         super().__init__()
         self._environment = environment
         self.runner = environment.runner
-
-    def __bool__(self) -> bool:
-        return self._environment.parsed_options.shape != "constant"
 
     def tick(self) -> tuple[int, float] | None:
         """The users there should be now, and how many come or go a second; None where the test is over."""

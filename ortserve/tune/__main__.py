@@ -57,7 +57,8 @@ def main(
     goal = Goal(objective, p99_ms)
     output = output or Path(f"{model.replace(':', '-')}-{objective}.yaml")
     work = output.with_suffix(".work")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended as by Ctrl-C: the services too
+    for ending in (signal.SIGINT, signal.SIGTERM):  # the services end too; said for SIGINT as well, which a background job has ignored
+        signal.signal(ending, signal.default_int_handler)
     try:
         if fresh and work.exists():
             shutil.rmtree(work)
