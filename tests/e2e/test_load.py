@@ -137,6 +137,9 @@ def test_the_web_page_comes_up(server: Server) -> None:
                 time.sleep(0.1)  # polls a foreign process, which has no event to wait for
         for option in ("max_p99_ms", "shape", "rate"):
             assert option in page  # our options are in its form
+        form = b"user_count=5&spawn_rate=5&shape=ramp&ramp_s=30&host=" + server.base_url.encode()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/swarm", data=form, timeout=10) as answer:
+            assert "using shape class" in json.load(answer)["message"]
     finally:
         process.terminate()
         process.wait(20)
