@@ -42,32 +42,38 @@ class Service:
         self._mark = uuid.uuid4().hex
         kept = {key: value for key, value in os.environ.items() if not key.startswith(SETTINGS)}
         own = {MODEL_ENV: model, PROFILE_ENV: str(profile), "BENTOML_DO_NOT_TRACK": "True", MARK: self._mark}
-        with log.open("wb") as file:
-            self._process = subprocess.Popen(
+        self._environment = {**kept, **own}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Service:
+        try:
+            with _undisturbed():
+                self._process = self._begin()
+            self._wait_ready(self._process)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _begin(self) -> subprocess.Popen[bytes]:
+        with self.log.open("wb") as file:
+            return subprocess.Popen(
                 [sys.executable, "-m", "bentoml", "serve", ".", "--host", "127.0.0.1", "--port", str(self.port)],
                 cwd=ROOT,
-                env={**kept, **own},
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for the search, which then ends its services
             )
 
-    def __enter__(self) -> Service:
-        try:
-            self._wait_ready()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _wait_ready(self) -> None:
+    def _wait_ready(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + READY_WITHIN_S
         while time.monotonic() < deadline:
-            if self._process.poll() is not None:
+            if process.poll() is not None:
                 raise CannotServe(f"did not start: {self._last_words()}")
             with contextlib.suppress(OSError):
                 status, _ = self.ask("/readyz")
@@ -115,23 +121,40 @@ class Service:
             raise CannotServe(f"gave no answer: {error}") from None
 
     def stop(self) -> None:
-        """End every process of this start, as Ctrl-C does; SIGKILL to what is left. Safe to call twice."""
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(STOP_WITHIN_S)
-        left = list(self._processes())
-        for process in left:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(left, timeout=10)
-        self._process.wait()
+        """End every process of this start, as Ctrl-C does; SIGKILL to what is left. Ctrl-C meanwhile waits for it. Safe to call twice."""
+        if self._process is None:
+            return
+        with _undisturbed():
+            if self._process.poll() is None:
+                self._process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(STOP_WITHIN_S)
+            left = list(self._processes())
+            for process in left:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            psutil.wait_procs(left, timeout=10)
+            self._process.wait()
 
     def _processes(self) -> Iterator[psutil.Process]:
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):  # it ended meanwhile, or is somebody else's
                 if process.environ().get(MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
                     yield process
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals to end wait until the block is done: no service is left behind that nobody knows. For the main thread."""
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda which, _: came.append(which)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _free_port() -> int:
