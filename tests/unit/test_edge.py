@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ortserve import body, errors, logs, replies, routes
+from ortserve import body, errors, logs, replies
 from ortserve.edge import App, Edge, Handler, Request, Route
 from ortserve.metrics import Metrics
 from ortserve.replies import Reply, json_reply
@@ -60,7 +60,7 @@ def raising(error: BaseException) -> Handler:
 
 
 async def hello(request: Request) -> Reply:
-    return json_reply({"path_value": request.path_value})
+    return json_reply({"path_value": request.path_values.get("name", "")})
 
 
 async def take_body(request: Request) -> Reply:
@@ -371,7 +371,7 @@ def test_a_caller_that_leaves_while_it_waits_ends_the_work() -> None:
                 ended.append(True)
             raise AssertionError
 
-        return await routes.unless_gone(request.receive, work())
+        return await body.unless_gone(request.receive, work())
 
     site = Site(extra=[Route("POST", "/slow", slow)])
     assert site.ask("/slow", "POST", messages=[]).messages == []

@@ -30,12 +30,12 @@ FOUNDATION = {"errors", "manifest", "profile", "cpus", "images", "image_headers"
 # Runs models and knows no HTTP.
 ENGINE = {
     *("session", "batching", "batch", "fair_queue", "slots", "refusals"),
-    *("engine", "local_engine", "remote_engine", "runner_link", "runner_stream", "frames"),
+    *("engine", "local_engine", "remote_engine", "runner_link", "runner_stream", "frames", "joined_place"),
 }
 # What belongs to HTTP and BentoML: nothing of the foundation, the engine or the build may import it.
 EDGE = {
-    *("app", "bento", "body", "connection", "drain", "edge", "metrics_port", "openapi", "page", "replies", "requests", "routes", "schemas"),
-    *("services", "streams"),
+    *("app", "bento", "body", "connection", "drain", "edge", "metrics_port", "openapi", "page", "paths", "replies", "requests", "routes"),
+    *("schemas", "services", "streams", "v2"),
 }
 # Where BentoML may be imported: its service, its edge, its store.
 KNOWS_BENTOML = {
