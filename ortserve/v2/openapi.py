@@ -124,8 +124,8 @@ _OF_MODEL: dict[str, tuple[str, dict[str, Any]]] = {
     "/infer": (
         "post",
         _operation(
-            "Tensors in, tensors out. As JSON, or as JSON and bytes behind it: the header Inference-Header-Content-Length then says how long "
-            "the JSON is, `parameters.binary_data_size` how long each tensor.",
+            "Tensors in, tensors out. As JSON, or as JSON and bytes behind it: the header Inference-Header-Content-Length then says how "
+            "long the JSON is, `parameters.binary_data_size` how long each tensor.",
             _json(_ref("V2InferResponse")) | _TENSORS,
             _NOT_FOUND | _INFER,
             {"required": True, "content": _json(_ref("V2InferRequest")) | _TENSORS},

@@ -79,8 +79,8 @@ def _document(view: memoryview) -> dict[str, Any]:
         said = orjson.loads(view)
     except orjson.JSONDecodeError:  # also of NaN, of numbers beyond a double's range, and of more than 1024 levels
         raise RequestError(
-            "expected the request as a JSON object, got what is no valid JSON, or too deep: let a JSON library write it; where tensors follow "
-            "as bytes, the header Inference-Header-Content-Length tells how long the JSON is"
+            "expected the request as a JSON object, got what is no valid JSON, or too deep: let a JSON library write it; where tensors "
+            "follow as bytes, the header Inference-Header-Content-Length tells how long the JSON is"
         ) from None
     if not isinstance(said, dict):
         raise RequestError("expected the request as a JSON object, got another kind of JSON")
