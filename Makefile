@@ -59,6 +59,10 @@ bench-quick: $(VENV)/.setup ## throughput over bare session.run, start-up and me
 bench-text: $(VENV)/.setup ## sentences per second beside other embedding servers, which it installs, in some ten minutes on an idle machine
 	$(BIN)/python -m benchmarks.text
 
+.PHONY: bench-v2
+bench-v2: $(VENV)/.setup ## tensors per second beside PyTriton and MLServer, which it installs, in some eight minutes on an idle machine
+	$(BIN)/python -m benchmarks.v2
+
 .PHONY: watch
 watch: $(VENV)/.setup ## the alert's way to a webhook and back, and the dashboard's picture, in some four minutes
 	@deploy/install-test-tools

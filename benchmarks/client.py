@@ -1,7 +1,7 @@
 """A lean closed-loop HTTP/1.1 client: raw sockets, requests made beforehand, so that it costs the server's machine little.
 
 `python -m benchmarks.client PORT PATH CONCURRENCY SECONDS FILE...` prints one line of JSON. A FILE ending in .json is a whole body,
-any other a picture.
+one ending in .N.tensors a body whose first N bytes are JSON and whose others are tensors, any other a picture.
 """
 
 from __future__ import annotations
@@ -21,6 +21,20 @@ def json_request(body: bytes, path: str) -> bytes:
     """A whole POST request with that JSON as its body."""
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def tensor_request(body: bytes, path: str, json_bytes: int) -> bytes:
+    """A whole POST request with binary tensors behind that much JSON, as the Open Inference Protocol's extension has it."""
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n"
+    return head.encode() + f"Inference-Header-Content-Length: {json_bytes}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def request_of(file: Path, path: str) -> bytes:
+    """A whole POST request with what that file holds."""
+    body = file.read_bytes()
+    if file.suffix == ".tensors":
+        return tensor_request(body, path, int(file.suffixes[-2].removeprefix(".")))
+    return (json_request if file.suffix == ".json" else request_for)(body, path)
 
 
 def request_for(picture: bytes, path: str) -> bytes:
@@ -57,7 +71,7 @@ async def caller(
 
 async def closed_loop(port: int, path: str, concurrency: int, seconds: float, files: list[Path]) -> dict[str, object]:
     """Requests per second and latencies (ms) of `concurrency` callers over `seconds`, warm-up left out."""
-    requests = [(json_request if file.suffix == ".json" else request_for)(file.read_bytes(), path) for file in files]
+    requests = [request_of(file, path) for file in files]
     latencies: list[float] = []
     statuses: Counter[str] = Counter()
     begin = time.perf_counter()

@@ -25,10 +25,10 @@ FOLDER = PEERS / "embedders"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
 
 
-def environment(name: str) -> Path:
-    """The folder of programs of an environment with `peers/embedders/NAME.txt` in it, made where it is not there yet."""
+def environment(name: str, requirements: Path = FOLDER) -> Path:
+    """The folder of programs of an environment with that folder's `NAME.txt` in it, made where it is not there yet."""
     folder = WORK / "environments" / name
-    stamp, wanted = folder / "requirements.txt", FOLDER / f"{name}.txt"
+    stamp, wanted = folder / "requirements.txt", requirements / f"{name}.txt"
     if not stamp.exists() or stamp.read_bytes() != wanted.read_bytes():
         console.print(f"making the environment of {name}")
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
@@ -58,12 +58,12 @@ class Peer:
     """A foreign server in a process of its own. As a context manager it answers inside the block and is gone after it."""
 
     def __init__(self, command: Sequence[str], *, ready: str, path: str, env: dict[str, str] | None = None) -> None:
-        """`command` has {port} where the port goes; `ready` is a path that answers 200; `path` takes the texts."""
+        """`command` and `env` have {port} where the port goes; `ready` is a path that answers 200; `path` takes the requests."""
         self.port = free_port()
         self.path = path
         self._ready = f"http://127.0.0.1:{self.port}{ready}"
         self._command = [part.format(port=self.port) for part in command]
-        self._env = {**os.environ, **OFFLINE, **(env or {})}
+        self._env = {**os.environ, **OFFLINE, **{name: value.format(port=self.port) for name, value in (env or {}).items()}}
 
     def __enter__(self) -> Peer:
         self._log = tempfile.TemporaryFile()

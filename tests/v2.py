@@ -51,7 +51,8 @@ def parsed(body: bytes, header: str | None) -> tuple[dict[str, Any], dict[str, N
         if size is None:
             flat = np.array(output["data"], kinds.get(output["datatype"], object))
         else:
-            flat = np.frombuffer(body[at : at + size], kinds[output["datatype"]])
+            piece = body[at : at + size]
+            flat = np.array(texts_of(piece), object) if output["datatype"] == "BYTES" else np.frombuffer(piece, kinds[output["datatype"]])
             at += size
         tensors[output["name"]] = flat.reshape(output["shape"])
     assert at == len(body)
@@ -60,7 +61,8 @@ def parsed(body: bytes, header: str | None) -> tuple[dict[str, Any], dict[str, N
 
 def texts_of(data: bytes) -> Sequence[bytes]:
     """The strings of a BYTES tensor."""
-    found, at = [], 0
+    found: list[bytes] = []
+    at = 0
     while at < len(data):
         size = int.from_bytes(data[at : at + 4], "little")
         found.append(data[at + 4 : at + 4 + size])

@@ -78,7 +78,7 @@ def _inputs(served: ServedModel, request: InferRequest) -> tuple[Tensors, int]:
 
 
 def _text(spec: TensorSpec) -> str:
-    dims = ["N" if isinstance(dim, str) else str(dim) for dim in ("rows", *spec.shape[1:])]
+    dims = ["N" if isinstance(dim, str) else str(dim) for dim in ("N", *spec.shape[1:])]
     return f"{datatype(spec.dtype)}[{','.join(dims)}]"
 
 

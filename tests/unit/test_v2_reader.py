@@ -198,7 +198,10 @@ def test_bytes_that_are_no_tensor_of_the_shape(datatype: str, data: bytes) -> No
 
 
 VALID = [binary_body({"x": np.arange(12, dtype=np.float32).reshape(3, 4), "y": np.ones((3, 1), np.int64)}, id="a", outputs=[{"name": "z"}])]
-VALID += [(body, len(body)) for body in (json_body({"x": np.ones((2, 3), np.float64)}, parameters={"timeout": 5}), json.dumps(of_input()).encode())]
+VALID += [
+    (body, len(body))
+    for body in (json_body({"x": np.ones((2, 3), np.float64)}, parameters={"timeout": 5}), json.dumps(of_input()).encode())
+]
 
 
 @given(st.sampled_from(VALID), st.data())
@@ -208,7 +211,9 @@ def test_a_changed_request_is_read_or_refused_and_never_more(valid: tuple[bytes,
     changed = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(0, len(changed) - 1))
-        changed[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=6) | st.sampled_from([b"9" * 19, b"-1", b"1e30", b"["]))
+        changed[at : at + data.draw(st.integers(0, 4))] = data.draw(
+            st.binary(max_size=6) | st.sampled_from([b"9" * 19, b"-1", b"1e30", b"["])
+        )
         if not changed:
             return
     body = bytes(changed)
