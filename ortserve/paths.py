@@ -33,18 +33,17 @@ class Paths(Generic[T]):
         entry = self._exact.get(path)
         if entry is not None:
             return entry, _NO_VALUES
-        node: _Node[T] | None = self._root
+        node = self._root
         values: dict[str, str] = {}
         for segment in path.split("/"):
-            assert node is not None
-            literal = node.literals.get(segment)
-            if literal is None and node.named is not None and segment:
+            following = node.literals.get(segment)
+            if following is None and segment:
                 values[node.name] = segment
-                literal = node.named
-            if literal is None:
+                following = node.named
+            if following is None:
                 return None, _NO_VALUES
-            node = literal
-        return (node.entry, values) if node is not None and node.entry is not None else (None, _NO_VALUES)
+            node = following
+        return (None, _NO_VALUES) if node.entry is None else (node.entry, values)
 
 
 class _Node(Generic[T]):

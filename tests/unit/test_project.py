@@ -18,6 +18,8 @@ from bentoml._internal.bento.build_config import BentoBuildConfig, BentoPathSpec
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import ortserve
+
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = ("uv", "serving", "build", "test", "cuda", "openvino", "cpu")
 
@@ -267,6 +269,11 @@ def test_make_help_lists_every_target_a_person_calls() -> None:
     described = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
     assert phony == described
     assert {"help", "serve", "setup", "check", "fix", "test", "lock"} <= phony
+
+
+def test_the_version_is_said_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["version"] == ortserve.__version__
 
 
 def test_the_supported_pythons_are_said_the_same_everywhere() -> None:
