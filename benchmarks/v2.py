@@ -18,7 +18,19 @@ import onnxruntime as ort
 import typer
 
 from benchmarks.embedders import Peer, environment
-from benchmarks.quick import PEERS, RESULTS, WORK, built_model, console, cpu_seconds, heading, run_json, summary, wait_until_idle
+from benchmarks.quick import (
+    PEERS,
+    RESULTS,
+    WORK,
+    built_model,
+    console,
+    cpu_seconds,
+    heading,
+    http_summary,
+    run_json,
+    summary,
+    wait_until_idle,
+)
 from ortserve.cpus import available_cpus
 from tests.serving import Server, free_port
 from tests.v2 import binary_body, json_body
@@ -61,7 +73,7 @@ def main(rounds: int = 3, seconds: float = 3.0, write: bool = True) -> None:
     result = {
         **heading("resnet50 (random weights) and digits, fp32", rounds, seconds, idle),
         "best_bare_rows_per_s": {model: summary(rates) for model, rates in bare.items()},
-        "runs": {name: totals(of_name) for name, of_name in runs.items()},
+        "runs": {name: http_summary(of_name) for name, of_name in runs.items()},
         "over_bare": {
             f"{model} {name} {callers}": over([run["requests_per_s"] for run in runs[f"{model} {name} {callers}"]], bare[model])
             for model in MODELS
@@ -141,13 +153,6 @@ def load(name: str, server: Any, model: str, callers: int, seconds: float, bodie
     return run | {"server_cpu_s_per_request": (cpu_seconds(server) - before) / max(total, 1)}
 
 
-def totals(of_name: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Each figure of several runs by its median and spread; the answers that were no 200 counted."""
-    figures = ("requests_per_s", "p50_ms", "p99_ms", "server_cpu_s_per_request")
-    failed = sum(count for run in of_name for status, count in run["statuses"].items() if status != "200")
-    return {key: summary([run[key] for run in of_name]) for key in figures} | {"failed": failed}
-
-
 def over(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
     """One rate over another, round by round, since the machine drifts."""
     return summary([one / max(other, 1e-9) for one, other in zip(ours, theirs, strict=True)])
@@ -155,26 +160,29 @@ def over(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
 
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
+    machine = result["machine"]
     lines = [
-        f"Measured {result['measured_at'][:10]} on {result['machine']['cpus']} CPUs ({result['machine']['cpu']}), fp32, one row a request, "
-        f"medians of {result['rounds']} rounds of {result['seconds_each']:g} s in turns; the client shares the CPUs.",
+        f"Measured {result['measured_at'][:10]} on {machine['cpus']} CPUs ({machine['cpu']}), fp32, one row a request; {result['rounds']} "
+        f"rounds of {result['seconds_each']:g} s in turns, medians (lowest to highest); the client shares the CPUs.",
         "",
-        "| model | callers | system | requests/s (lowest to highest) | over bare, by round | p50 ms | p99 ms | CPU ms/request | failed |",
+        "| model | callers | system | requests/s | over bare, by round | p50 ms | p99 ms | CPU ms/request | failed |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for model in MODELS:
-        for callers in CONCURRENCIES:
-            for name, (shown, _) in SYSTEMS.items():
-                key = f"{model} {name} {callers}"
-                one, ratio = result["runs"][key], result["over_bare"][key]
-                rate = one["requests_per_s"]
-                p50, p99, cpu = (one[figure]["median"] for figure in ("p50_ms", "p99_ms", "server_cpu_s_per_request"))
-                lines.append(
-                    f"| {model} | {callers} | {shown} | {rate['median']:.1f} ({rate['min']:.1f} to {rate['max']:.1f}) "
-                    f"| {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}) "
-                    f"| {p50:.1f} | {p99:.1f} | {cpu * 1000:.2f} | {one['failed']} |"
-                )
-    return "\n".join(lines) + "\n"
+    keys = ((model, name, callers) for model in MODELS for callers in CONCURRENCIES for name in SYSTEMS)
+    return "\n".join([*lines, *(_row(result, *key) for key in keys)]) + "\n"
+
+
+def _row(result: dict[str, Any], model: str, name: str, callers: int) -> str:
+    key = f"{model} {name} {callers}"
+    run = result["runs"][key]
+    cells = [model, str(callers), SYSTEMS[name][0], _spread(run["requests_per_s"], 1), _spread(result["over_bare"][key], 2)]
+    cells += [f"{run[figure]['median']:.1f}" for figure in ("p50_ms", "p99_ms")]
+    cells += [f"{run['server_cpu_s_per_request']['median'] * 1000:.2f}", str(run["failed"])]
+    return f"| {' | '.join(cells)} |"
+
+
+def _spread(figure: dict[str, float], digits: int) -> str:
+    return f"{figure['median']:.{digits}f} ({figure['min']:.{digits}f} to {figure['max']:.{digits}f})"
 
 
 if __name__ == "__main__":

@@ -192,6 +192,43 @@ def test_what_nobody_expected_is_a_500_without_details(error: Exception, caplog:
     assert site.in_progress() == 0
 
 
+# --- below /v2 --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "headers"),
+    [
+        (errors.ShapeMismatch("wrong"), 400, {}),
+        (errors.PayloadTooLarge("large"), 413, {}),
+        (errors.QueueFull("full", retry_after_s=3.2), 429, {"retry-after": "3"}),
+        (errors.ShuttingDown("stopping"), 503, {}),
+        (errors.RunnerUnavailable("gone", retry_after_s=1), 503, {"retry-after": "1"}),
+        (errors.DeadlineExceeded("late"), 504, {}),
+        (ValueError("/secret/path"), 500, {}),
+    ],
+)
+def test_errors_of_the_protocol_have_its_shape_and_our_statuses(error: Exception, status: int, headers: dict[str, str]) -> None:
+    site = Site(extra=[Route("POST", "/v2/models/{name}/infer", raising(error))])
+    answer = site.ask("/v2/models/a/infer", "POST")
+    assert answer.status == status
+    said = json.loads(answer.body)
+    assert said.keys() == {"error"}
+    assert said["error"] == (str(error) if status != 500 else said["error"])
+    assert "secret" not in said["error"]
+    assert headers.items() <= answer.headers.items()
+    assert answer.headers["x-request-id"]
+    assert site.counted() == {("/v2/models/{name}/infer", str(status)): 1}
+
+
+@pytest.mark.parametrize(("path", "method", "status"), [("/v2", "GET", 404), ("/v2/x", "GET", 404), ("/v2/models/a/infer", "GET", 405)])
+def test_also_where_no_handler_was_asked(path: str, method: str, status: int) -> None:
+    site = Site(extra=[Route("POST", "/v2/models/{name}/infer", hello)])
+    answer = site.ask(path, method)
+    assert (answer.status, json.loads(answer.body).keys()) == (status, {"error"})
+    assert isinstance(json.loads(answer.body)["error"], str)
+    assert site.ask("/v2x").error["code"] == "not_found"
+
+
 # --- paths and methods ------------------------------------------------------------------------------------------------
 
 
