@@ -52,6 +52,7 @@ class TextClassification:
                 f"for each label, got {', '.join(f'{spec.name}{list(spec.shape)}' for spec in manifest.outputs) or 'none'}; build it again"
             )
         self._texts = Texts(manifest, folder, profile)
+        self.bounds = self._texts.bounds
         self.endpoints: tuple[Endpoint, ...] = (Endpoint("/classify_text", Json(_request(len(manifest.labels)), "inputs"), _render),)
 
     def preprocess(self, payload: str, parameters: ClassifyTextRequest) -> Row:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,10 @@ def _inputs(served: ServedModel, request: InferRequest) -> tuple[Tensors, int]:
     longest = max((tensor.shape[1] for tensor in tensors.values() if tensor.ndim > 1), default=0)
     if how is not None and longest > how.max_tokens:
         raise ShapeMismatch(f"expected at most {how.max_tokens} tokens in a row, got {longest}: send a part of the text")
+    bounds: Mapping[str, int] = getattr(served.task, "bounds", {})  # tasks of texts have some: what is no token fails in the model
+    for name, bound in bounds.items():
+        if tensors[name].min() < 0 or tensors[name].max() >= bound:
+            raise ShapeMismatch(f"expected {name!r} to hold 0 to {bound - 1}, got another number: send what the model's tokenizer gives")
     return tensors, rows.pop()
 
 

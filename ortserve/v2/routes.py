@@ -172,7 +172,7 @@ async def _infer(service: _Service, served: ServedModel, request: Request) -> Re
     if request.headers.get(b"content-encoding", b"identity") not in (b"identity", b""):
         raise UnsupportedMediaType("expected a body without Content-Encoding, got a compressed one: send it as it is")
     limits = service.limits
-    data = await service.read(request, limits.max_json_bytes if json_bytes is None else limits.max_request_bytes)
+    data = await (_read_json(service, request) if json_bytes is None else service.read(request, limits.max_request_bytes))
     try:
         checked, decode_s = await _read(served, data, json_bytes)
         response = await body.unless_gone(request.receive, inference.infer(served, checked))
@@ -187,6 +187,19 @@ async def _infer(service: _Service, served: ServedModel, request: Request) -> Re
     return reply
 
 
+async def _read_json(service: _Service, request: Request) -> bytes:
+    """A body that is JSON alone. Raises PayloadTooLarge, with the remedy that there is for numbers."""
+    limit_bytes = service.limits.max_json_bytes
+    try:
+        return await service.read(request, limit_bytes)
+    except PayloadTooLarge:
+        raise _too_much_json(limit_bytes) from None
+
+
+def _too_much_json(limit_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"expected at most {limit_bytes} bytes of JSON, got more: send tensors as binary data")
+
+
 def _json_bytes(headers: Mapping[bytes, bytes], limits: Limits) -> int | None:
     """How many bytes of the body are JSON, by the sender's word; None where all are. 0: the body is one tensor, and no JSON."""
     said = headers.get(response_writer.HEADER)
@@ -195,7 +208,7 @@ def _json_bytes(headers: Mapping[bytes, bytes], limits: Limits) -> int | None:
     if not said.isdigit() or len(said) > 18:
         raise RequestError("expected a number of bytes in the header Inference-Header-Content-Length")
     if int(said) > limits.max_json_bytes:
-        raise PayloadTooLarge(f"expected at most {limits.max_json_bytes} bytes of JSON, got more: send tensors as binary data")
+        raise _too_much_json(limits.max_json_bytes)
     return int(said)
 
 

@@ -240,7 +240,7 @@ def test_json_has_a_limit_of_its_own(client: httpx.Client) -> None:
     for body in (b" " * (limit + 1), (b" " * 65536 for _ in range(limit // 65536 + 1))):  # declared, and a flood of chunks that say nothing
         answer = client.post(INFER, content=body)
         assert answer.status_code == 413, answer.text
-        assert answer.json().keys() == {"error"}
+        assert "send tensors as binary data" in answer.json()["error"]
 
 
 def test_a_body_without_json_is_one_row(client: httpx.Client, pixels: NDArray[np.uint8]) -> None:
@@ -346,3 +346,11 @@ def test_tokens_of_any_length(texts_home: Path, binary: bool) -> None:
         with pytest.raises(InferenceServerException, match="at most 40 tokens") as refused:
             stock.infer("mood", too_long)
         assert refused.value.status() == "400"
+        for name, wrong in (("input_ids", 10**6), ("input_ids", -1), ("attention_mask", 2), ("token_type_ids", 7)):
+            if name in names:
+                odd = [triton.InferInput(one, [1, 3], "INT64") for one in names]
+                for one in odd:
+                    one.set_data_from_numpy(np.full((1, 3), wrong if one.name() == name else 0, np.int64), binary_data=binary)
+                with pytest.raises(InferenceServerException, match="send what the model's tokenizer gives") as refused:
+                    stock.infer("mood", odd)
+                assert refused.value.status() == "400"

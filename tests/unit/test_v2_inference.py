@@ -152,6 +152,16 @@ def test_what_does_not_fit_is_said(asked: InferRequest, kind: type[RequestError]
     assert model.asked == []
 
 
+@pytest.mark.parametrize("wrong", [-1, 9])
+def test_numbers_that_no_tokenizer_gives(wrong: int) -> None:
+    model = Model({"y": SCORES}, TEXT)
+    model.task.bounds = {"ids": 9, "mask": 2}  # type: ignore[attr-defined]
+    ask(model, request(ids=IDS * 8, mask=IDS))
+    with pytest.raises(ShapeMismatch, match="expected 'ids' to hold 0 to 8"):
+        ask(model, request(ids=IDS * wrong, mask=IDS))
+    assert len(model.asked) == 1
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
