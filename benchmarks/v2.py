@@ -8,6 +8,7 @@ written to `benchmarks/results/v2.json` and, for people, `v2.md`.
 from __future__ import annotations
 
 import json
+import sysconfig
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -104,7 +105,13 @@ def systems(home: Path, model: str, onnx: Path) -> Mapping[str, Any]:
         [str(environment("pytriton", FOLDER) / "python"), str(FOLDER / "pytriton_app.py")],
         ready="/v2/models/model/ready",
         path="/v2/models/model/infer",
-        env={**common, "PORT": "{port}", "GRPC_PORT": str(free_port())},
+        env={
+            **common,
+            "PORT": "{port}",
+            "GRPC_PORT": str(free_port()),
+            # Its interpreter is linked with libpython: this one's, or it takes the system's and finds a library of another version.
+            "LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR")),
+        },
     )
     mlserver = Peer(
         [str(environment("mlserver", FOLDER) / "mlserver"), "start", str(FOLDER / "mlserver")],
