@@ -18,7 +18,7 @@ MODEL_STORE = $${BENTOML_HOME:-$$HOME/bentoml}/models
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # --- use --------------------------------------------------------------------------------------------------------------
 
