@@ -11,14 +11,15 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
 
 from ortserve import errors, logs
 from ortserve.body import ClientGone
 from ortserve.metrics import UNMATCHED, Metrics
-from ortserve.replies import Reply, error_body, error_reply, json_reply, log_failure
+from ortserve.paths import Paths
+from ortserve.replies import Reply, error_body, error_reply, error_shape, json_reply, log_failure
 from ortserve.tracing import Tracer
 
 Scope = MutableMapping[str, Any]
@@ -43,7 +44,7 @@ class Request:
     headers: dict[bytes, bytes]
     receive: Receive
     query_string: bytes
-    path_value: str = ""  # what stood in place of {name} in the route's template
+    path_values: Mapping[str, str] = field(default_factory=dict)  # what stood in place of each {name} in the route's template
     span: Any = None  # the server span while tracing is on
 
     def query(self) -> list[tuple[str, str]]:
@@ -59,7 +60,7 @@ Handler = Callable[[Request], Awaitable[Reply]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One path. `template` may end in `/{name}`; it is the metrics' label. GET routes answer HEAD too."""
+    """One path. A segment of `template` may be a `{name}`; it is the metrics' label. GET routes answer HEAD too."""
 
     method: str
     template: str
@@ -81,12 +82,9 @@ class Edge:
         access_log: bool,
     ) -> None:
         self._inner = inner
-        self._exact: dict[str, dict[str, Route]] = {}
-        self._below: dict[str, dict[str, Route]] = {}
+        self._paths: Paths[dict[str, Route]] = Paths()
         for route in routes:
-            prefix, _, name = route.template.partition("{")
-            table = self._below if name else self._exact
-            table.setdefault(prefix, {})[route.method] = route
+            self._paths.put(route.template, {})[route.method] = route
         self._passed_on = frozenset(passed_on)
         self._mounts = tuple(mounts)
         self._metrics = metrics
@@ -128,10 +126,7 @@ class Edge:
     ) -> tuple[str, Route | None, Request]:
         """The route's template, the route (None: passed on, or an error), and the request for its handler."""
         request = Request(method, path, headers, receive, query_string)
-        methods = self._exact.get(path)
-        if methods is None:
-            head, slash, request.path_value = path.rpartition("/")
-            methods = self._below.get(head + slash) if request.path_value else None
+        methods, request.path_values = self._paths.find(path)
         if methods is not None:
             route = methods.get(method)
             if route is not None:
@@ -163,7 +158,7 @@ class Edge:
             if answer.begun:
                 answer.status = 500
                 raise  # the server breaks the connection: nothing else tells the caller that the rest is missing
-            reply = error_reply(error)
+            reply = error_reply(error, error_shape(request.path))
         await answer.send(reply)
 
 

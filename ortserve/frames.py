@@ -40,7 +40,11 @@ _RESERVE = struct.Struct("<Id")  # rows, seconds until their deadline
 _ANSWER = struct.Struct("<d")  # seconds in the session
 _REFUSAL = struct.Struct("<dB")  # seconds after which to try again, NaN where that is not known; the length of the code
 _STATE = struct.Struct("<Id")  # rows waiting, seconds to drain
-_DTYPES = tuple(np.dtype(name) for name in ("uint8", "int8", "int32", "int64", "bool", "float16", "float32", "float64"))
+# A dtype's code is where it stands: a new one goes to the end.
+_DTYPES = tuple(
+    np.dtype(name)
+    for name in ("uint8", "int8", "int32", "int64", "bool", "float16", "float32", "float64", "int16", "uint16", "uint32", "uint64")
+)
 _CODES = {dtype: code for code, dtype in enumerate(_DTYPES)}
 
 

@@ -207,6 +207,12 @@ class LocalEngine:
             places.pop_all()  # all have a place: they are the caller's
         return tickets
 
+    def admit_together(self, rows: int, *, deadline: float) -> Ticket:
+        """As `Engine.admit_together`: the batcher takes the rows as they are, and cuts them only where they are more than a batch."""
+        if rows > (limit := self.batching.max_queue_size):
+            raise refusals.too_many(rows, limit)
+        return self._batcher.admit(rows, deadline=deadline)
+
     def stay(self) -> None:
         """Nothing: it is here."""
 

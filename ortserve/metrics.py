@@ -247,6 +247,10 @@ class Metrics:
             self.gauge("ortserve_gpu_memory_used_bytes").labels(index).set(reading.memory_used_bytes)
             self.gauge("ortserve_gpu_memory_total_bytes").labels(index).set(reading.memory_total_bytes)
 
+    def collect(self) -> Iterable[Metric]:
+        """Every family of samples, of all workers. Blocks as `render()` does."""
+        return collect(self.registry)
+
     def scrape(self, readiness: Readiness) -> tuple[bytes, str]:
         """The exposition text and its content type; what `/readyz` would say and the GPUs are read afresh. Blocks as `render()` does."""
         ready, expected = readiness.count()
@@ -275,14 +279,19 @@ def _exposition_order(sample: Sample) -> tuple[tuple[tuple[str, str], ...], int,
     return labels, part, float(sample.labels["le"]) if part == 0 else 0.0
 
 
+def collect(registry: CollectorRegistry | None = None) -> Iterable[Metric]:
+    """What `render` shows, as families of samples. Blocks as it does."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return multiprocess.collect(Path(folder)) if folder else (registry or REGISTRY).collect()
+
+
 def render(registry: CollectorRegistry | None = None) -> tuple[bytes, str]:
     """The exposition text and its content type. Where workers share a folder: of all of them, after sweeping the dead.
 
     `registry` counts only where there is no such folder (prometheus_client's default registry if not given). Blocks for file
     reading: call it in a worker thread.
     """
-    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    families = multiprocess.collect(Path(folder)) if folder else (registry or REGISTRY).collect()
+    families = collect(registry)
     output = CollectorRegistry()
     output.register(_Collected(families))
     return generate_latest(output), CONTENT_TYPE_PLAIN_0_0_4

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from ortserve import body, requests
 from ortserve.choice import Choice
-from ortserve.edge import Handler, Receive, Request, Route
+from ortserve.edge import Handler, Request, Route
 from ortserve.engine import Engine
 from ortserve.errors import NotFound, RequestError, ServingError
 from ortserve.liveness import Liveness
@@ -20,8 +20,7 @@ from ortserve.readiness import Readiness
 from ortserve.replies import Reply, error_body, json_reply, log_failure
 from ortserve.requests import Asked
 from ortserve.tasks.endpoint import Endpoint, Json
-
-T = TypeVar("T")
+from ortserve.v2 import routes as v2_routes
 
 MULTIPART_OVERHEAD_BYTES = 64 * 1024  # boundaries, part headers and form fields around one picture
 
@@ -43,6 +42,7 @@ def build(
         Route("GET", "/", page(", ".join(models))),
         Route("GET", "/models", _list_models(models, profile)),
         Route("GET", "/models/{name}", _show_model(models, profile)),
+        *v2_routes.build(models, profile, readiness, liveness, metrics, budget),
         *health(profile, readiness, liveness, metrics, [served.engine for served in models.values()]),
     ]
 
@@ -72,7 +72,7 @@ def _predict(choice: Choice, limits: Limits, budget: body.BufferBudget) -> Handl
         )
         try:
             asked = requests.parse(data, kind, options, request.query(), takes, limits)
-            value, answers = await unless_gone(request.receive, respond(choice, asked))
+            value, answers = await body.unless_gone(request.receive, respond(choice, asked))
             if len(answers) != 1 or not isinstance(answer := answers[0], Answer):
                 return json_reply(value)
             if request.span is not None:
@@ -127,24 +127,6 @@ def _stages(answer: Answer) -> dict[str, float]:
     return {"decode": answer.decode_s, "queue": answer.queue_s, "inference": answer.inference_s}
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns, or ClientGone as soon as the caller closes the connection; the work is cancelled then.
-
-    To be called once the body was read: the next message can only be `http.disconnect` (ASGI, HTTP connection scope).
-    """
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(receive())
-    watcher.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
-    try:
-        return await task
-    except asyncio.CancelledError:
-        if watcher.done() and not watcher.cancelled():
-            raise body.ClientGone from None
-        raise
-    finally:
-        watcher.cancel()
-
-
 def _list_models(models: Mapping[str, ServedModel], profile: Profile) -> Handler:
     async def handler(_: Request) -> Reply:
         keys = ("name", "version", "provider", "precision", "sha256")
@@ -160,9 +142,9 @@ def _facts(models: Mapping[str, ServedModel]) -> list[Mapping[str, Any]]:
 
 def _show_model(models: Mapping[str, ServedModel], profile: Profile) -> Handler:
     async def handler(request: Request) -> Reply:
-        if request.path_value not in models:
+        if request.path_values["name"] not in models:
             raise NotFound(f"no such model: this service has {', '.join(models)}")
-        return json_reply({"profile": profile.name, **models[request.path_value].facts()})
+        return json_reply({"profile": profile.name, **models[request.path_values["name"]].facts()})
 
     return handler
 
@@ -179,14 +161,11 @@ def _alive(liveness: Liveness) -> Handler:
 
 def _ready(readiness: Readiness, engines: Collection[Engine]) -> Handler:
     async def handler(_: Request) -> Reply:
-        if readiness.leaving:
-            return json_reply(error_body("shutting_down", "this service is stopping: send new requests to another"), 503)
-        ready, expected = readiness.count()
-        if ready < expected:
-            return json_reply(error_body("not_ready", f"expected {expected} warm workers, {ready} are: wait and ask again"), 503)
+        if (reason := readiness.lacking()) is not None:
+            return json_reply(error_body(*reason), 503)
         if not all(engine.available for engine in engines):
             return json_reply(error_body("not_ready", "expected a runner that is warm, none is connected: wait and ask again"), 503)
-        return json_reply({"status": "ready", "workers": ready})
+        return json_reply({"status": "ready", "workers": readiness.count()[0]})
 
     return handler
 

@@ -73,6 +73,7 @@ class FeatureExtraction:
                 f"manifest, got {', '.join(f'{spec.name}{list(spec.shape)}' for spec in manifest.outputs) or 'none'}; build it again"
             )
         self._texts = Texts(manifest, folder, profile)
+        self.bounds = self._texts.bounds
         self.endpoints: tuple[Endpoint, ...] = (
             Endpoint("/embed", Json(TextRequest, "inputs"), _render),
             Endpoint("/v1/embeddings", Json(OpenAIRequest, "input", self._check), _render_openai),

@@ -51,6 +51,7 @@ class TextClassification:
                 f"for each label, got {', '.join(f'{spec.name}{list(spec.shape)}' for spec in manifest.outputs) or 'none'}; build it again"
             )
         self._texts = Texts(manifest, folder, profile)
+        self.bounds = self._texts.bounds
         self.endpoints: tuple[Endpoint, ...] = (Endpoint("/classify_text", Json(ClassifyTextRequest, "inputs", self._check), _render),)
 
     def _check(self, request: ClassifyTextRequest) -> None:

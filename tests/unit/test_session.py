@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from ortserve.errors import GraphRefused, ModelError, ProviderError, ShapeMismatch
 from ortserve.profile import Execution
 from ortserve.session import Session
+from ortserve.v2.datatypes import DTYPES
 from tests.devices import why_no_gpu
 
 CPU = Execution(provider="CPUExecutionProvider")
@@ -102,9 +103,18 @@ def test_a_missing_file_is_a_model_error(tmp_path: Path) -> None:
 
 
 def test_a_tensor_type_that_is_not_served_is_named(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "wide.onnx", element=TensorProto.UINT16)
-    with pytest.raises(ModelError, match=r"'pixels' has the type tensor\(uint16\)"):
+    path = write_model(tmp_path / "wide.onnx", element=TensorProto.BFLOAT16)
+    with pytest.raises(ModelError, match=r"'pixels' has the type tensor\(bfloat16\)"):
         Session.open(path, CPU)
+
+
+@pytest.mark.parametrize("dtype", [str(dtype) for dtype in DTYPES.values()])
+def test_every_datatype_of_the_protocol_goes_through_a_session(tmp_path: Path, dtype: str) -> None:
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    session = Session.open(write_model(tmp_path / "any.onnx", element=element), CPU)
+    sent = np.ones((2, 2, 2), dtype)
+    assert session.inputs[0].dtype == dtype
+    np.testing.assert_array_equal(session.run({"pixels": sent})["doubled"], 2)
 
 
 def test_a_provider_this_build_lacks_names_the_package_to_install(model: Path) -> None:
