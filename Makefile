@@ -19,7 +19,7 @@ MODEL_STORE = $${BENTOML_HOME:-$$HOME/bentoml}/models
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # --- use --------------------------------------------------------------------------------------------------------------
 
@@ -71,6 +71,16 @@ bench-techniques: $(VENV)/.setup ## what each technique gains, on and off in tur
 .PHONY: bench-text
 bench-text: $(VENV)/.setup ## sentences per second beside other embedding servers, which it installs, in some ten minutes on an idle machine
 	$(BIN)/python -m benchmarks.text
+
+.PHONY: bench-several
+bench-several: $(VENV)/.setup ## what several models in one service cost each other, in some eight minutes on an idle machine
+	$(BIN)/python -m benchmarks.several
+	$(BIN)/python -m benchmarks.publish
+
+.PHONY: bench-v2
+bench-v2: $(VENV)/.setup ## tensors per second beside PyTriton and MLServer, which it installs, in some eight minutes on an idle machine
+	$(BIN)/python -m benchmarks.v2
+	$(BIN)/python -m benchmarks.publish
 
 .PHONY: watch
 watch: $(VENV)/.setup ## the alert's way to a webhook and back, and the dashboard's picture, in some four minutes

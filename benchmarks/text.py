@@ -38,6 +38,10 @@ NAMES = {
     "fastembed": "fastembed 0.9.1 (ONNX Runtime) behind FastAPI",
 }
 IN_PROCESS = "sentence-transformers 6.2 in process, no server"
+BARE = {
+    "wide": "limit: bare `session.run`, every CPU on one batch",
+    "narrow": "limit: bare `session.run`, one thread for each of two batches",
+}
 
 
 def main(rounds: int = 3, seconds: float = 4.0, write: bool = True) -> None:
@@ -71,6 +75,9 @@ def main(rounds: int = 3, seconds: float = 4.0, write: bool = True) -> None:
                         runs.setdefault(f"{name} {shape} {length}", []).append(load(server, callers, seconds, requests, texts))
                 alone = run_json("benchmarks.in_process", seconds, *files["embed", "many", length])
                 runs.setdefault(f"in_process many {length}", []).append(alone)
+                bare = run_json("benchmarks.bare_text", package(), seconds, *files["embed", "many", length])
+                for way in BARE:
+                    runs.setdefault(f"{way} many {length}", []).append({"sentences_per_s": bare[f"{way}_sentences_per_s"]})
     result = {
         **heading("all-MiniLM-L6-v2", rounds, seconds, idle),
         "runs": {name: totals(of_name) for name, of_name in runs.items()},
@@ -92,6 +99,12 @@ def built() -> None:
     if not (HOME / "models" / "minilm" / "latest").exists():
         console.print("building all-MiniLM-L6-v2 once")
         build_model(HOME, f"hf:{minilm()}", "--name", "minilm", "--precision", "fp32,int8")
+
+
+def package() -> Path:
+    """The folder of the embedder's package."""
+    folder = HOME / "models" / "minilm"
+    return folder / (folder / "latest").read_text(encoding="utf-8").strip()
 
 
 def text_files() -> dict[tuple[str, str, str], list[str]]:
@@ -167,6 +180,7 @@ def table(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
         *(_row(result, name, "many", shown) for name, shown in NAMES.items()),
         _row(result, "in_process", "many", IN_PROCESS),
+        *(_row(result, way, "many", shown) for way, shown in BARE.items()),
     ]
     return "\n".join(lines) + "\n"
 
