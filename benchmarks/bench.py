@@ -7,7 +7,7 @@ all alike. An interrupted run goes on where it was when it is started again: eac
 from __future__ import annotations
 
 import json
-import sys
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,12 +45,25 @@ def main(
         plan = _plan(which, minutes, rounds, seconds, system or [])
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    result = run(plan, fresh=fresh)
+    result, state = run(plan, fresh=fresh)
     write(result, results, _stem(which))
+    state.finish()
 
 
-def run(plan: Plan, *, fresh: bool = False) -> dict[str, Any]:
-    """Everything of the plan that is not measured yet; the whole result."""
+def run(plan: Plan, *, fresh: bool = False) -> tuple[dict[str, Any], State]:
+    """The whole result, after everything of the plan was measured that was not yet; and the state, to be finished once it is written.
+
+    An interrupt, or SIGTERM, ends the server that runs and raises typer.Exit.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return _run(plan, fresh=fresh)
+    except KeyboardInterrupt:
+        console.print("interrupted: the same command goes on from here")
+        raise typer.Exit(130) from None
+
+
+def _run(plan: Plan, *, fresh: bool) -> tuple[dict[str, Any], State]:
     path = WORK / f"{plan.name}.jsonl"
     if fresh:
         path.unlink(missing_ok=True)
@@ -67,8 +80,7 @@ def run(plan: Plan, *, fresh: bool = False) -> dict[str, Any]:
         **heading(f"{cases} (random weights)", plan.rounds, round(plan.seconds, 1), max(busy)),
         "points": [_short(point) for point in state.points],
     }
-    state.finish()
-    return result
+    return result, state
 
 
 def write(result: dict[str, Any], folder: Path, stem: str) -> None:
@@ -190,8 +202,4 @@ def as_json(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except KeyboardInterrupt:
-        console.print("interrupted: the same command goes on from here")
-        sys.exit(130)
+    typer.run(main)
