@@ -22,6 +22,7 @@ from benchmarks.machine import heading, wait_until_idle
 from benchmarks.places import RESULTS, WORK, console
 from benchmarks.plan import Case, Plan, Session, complete, smallest, takes, whole_grid
 from benchmarks.state import State
+from benchmarks.systems import INDUCTOR
 
 Which = Literal["bench", "full", "smallest"]
 BEST_PEERS = 2  # beside ours under open loop
@@ -107,6 +108,9 @@ def prepare(plan: Plan) -> None:
                 measure.asked_of(case, system)
     for system in plan.systems:
         system.programs()
+        if system.env.get("BACKEND") == "compile" and not INDUCTOR.exists():
+            with system.start(measure.model_of("resnet50")):
+                console.print("torch.compile has compiled")
 
 
 def settings(plan: Plan) -> dict[str, Any]:

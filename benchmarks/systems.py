@@ -31,6 +31,7 @@ UVICORN = ["uvicorn", "--host", "127.0.0.1", "--port", PORT, "--no-access-log", 
 
 
 INT8 = WORK / "int8.yaml"
+INDUCTOR = WORK / "inductor"  # where torch.compile keeps what it compiled: the first start takes a minute and a half, a later one seconds
 
 
 def int8_profile() -> Path:
@@ -124,7 +125,7 @@ class System:
             "RESIZE": str(model.resize),
             "THREADS": str(available_cpus()),
             "PYTHONPATH": COMMON,
-            "TORCHINDUCTOR_CACHE_DIR": str(WORK / "inductor"),
+            "TORCHINDUCTOR_CACHE_DIR": str(INDUCTOR),
             "ORTSERVE_MODEL": model.name,
             **self.env,
             **({"EMPTY": "1"} if empty else {}),
