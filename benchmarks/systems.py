@@ -206,6 +206,15 @@ SYSTEMS: tuple[System, ...] = (
     _fastapi("ort", "ONNX Runtime behind FastAPI", "onnx", lesser=True),
     _fastapi("ort2", "ONNX Runtime behind FastAPI, 2 workers", "onnx", "--workers", "2", env={"THREADS": "1"}),
     _fastapi("ort_tuned", "ONNX Runtime behind FastAPI, tuned", "onnx", app="tuned:app", request=raw("/classify")),
+    _fastapi(
+        "ort_tuned2",
+        "ONNX Runtime behind FastAPI, tuned, 2 workers",
+        "onnx",
+        *("--workers", "2"),
+        app="tuned:app",
+        request=raw("/classify"),
+        env={"THREADS": "1"},
+    ),
     System(
         name="litserve",
         shown="LitServe",
