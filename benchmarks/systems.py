@@ -204,7 +204,7 @@ SYSTEMS: tuple[System, ...] = (
     _fastapi("compile", "torch.compile behind FastAPI", "compile", lesser=True, nets=("resnet50",)),
     # One worker has every CPU for its one run at a time; two workers a CPU each, or their threads fight.
     _fastapi("ort", "ONNX Runtime behind FastAPI", "onnx", lesser=True),
-    _fastapi("ort2", "ONNX Runtime behind FastAPI, 2 workers", "onnx", "--workers", "2", env={"THREADS": "1"}),
+    _fastapi("ort2", "ONNX Runtime behind FastAPI, 2 workers", "onnx", "--workers", "2", env={"THREADS": "1"}, lesser=True),
     _fastapi("ort_tuned", "ONNX Runtime behind FastAPI, tuned", "onnx", app="tuned:app", request=raw("/classify")),
     _fastapi(
         "ort_tuned2",
