@@ -150,7 +150,7 @@ def _run_all(plan: Plan, sessions: Sequence[Session], state: State, title: str) 
         turn = -1
         for session in left:
             if session.round != turn:
-                turn, busy = session.round, max(busy, wait_until_idle())
+                turn, busy = session.round, max(busy, wait_until_idle(patience_s=plan.patience_s))
             began = time.monotonic()
 
             def told(what: str, session: Session = session) -> None:

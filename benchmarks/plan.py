@@ -68,6 +68,7 @@ class Plan:
     grid: bool = False  # every set-up of bare runs
     memory: bool = True
     starts: int = 0  # of this service with `digits` and of an empty one, for their time and memory; the first of each does not count
+    patience_s: float = 60.0  # that an idle machine is waited for before a round
     seconds: float = field(default=4.0)  # of a window, times its case's weight
 
     def window_s(self, case: Case) -> float:
@@ -203,7 +204,17 @@ def quick(*, rounds: int, seconds: float) -> Plan:
 def smallest(*, seconds: float, system: str) -> Plan:
     """One system, one case, two loads: whether the bench itself works."""
     return Plan(
-        "smallest", 1, 1, ("near_empty",), (BY_NAME[system],), closed=(1, 8), open=(50,), highest=None, memory=False, seconds=seconds
+        "smallest",
+        1,
+        1,
+        ("near_empty",),
+        (BY_NAME[system],),
+        closed=(1, 8),
+        open=(50,),
+        highest=None,
+        memory=False,
+        patience_s=0,
+        seconds=seconds,
     )
 
 
