@@ -61,7 +61,7 @@ bench-full: $(VENV)/.setup ## the whole grid: every system, case and load, in ho
 	$(BIN)/python -m benchmarks.bench full $(BENCH_ARGS)
 
 .PHONY: bench-quick
-bench-quick: $(VENV)/.setup ## throughput over bare session.run, start-up and memory, in some ten minutes on an idle machine
+bench-quick: $(VENV)/.setup ## throughput over bare session.run, start-up and memory, in a quarter of an hour on an idle machine
 	$(BIN)/python -m benchmarks.quick
 
 .PHONY: bench-techniques

@@ -56,6 +56,8 @@ def short(result: dict[str, Any], figures: Figures) -> str:
     """Requests per second at 1, 8, 32 and 64 callers, of the two cases."""
     lines = [f"{headline(result)}. Requests per second:"]
     for case in ("resnet50", "near_empty"):
+        if not _loads(figures, case):
+            continue
         lines += ["", f"| {CASES[case]} | 1 caller | 8 | 32 | 64 | p99 ms at 32 | CPU ms/request at 32 |", "|---|---|---|---|---|---|---|"]
         bare = list(figures.bare(case).values())
         if bare:
