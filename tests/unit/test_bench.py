@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench, measure, tables, targets
+from benchmarks import bench, measure, tables, targets, techniques
+from benchmarks import quick as quick_tables
 from benchmarks.figures import Figures, best_of, ranked, ratios
 from benchmarks.plan import Load, Plan, Session, complete, quick, smallest, takes, whole_grid
 from benchmarks.state import State
 from benchmarks.systems import BY_NAME, SYSTEMS, kserve_binary, kserve_json, top_class
 from benchmarks.targets import Target
+from ortserve import profile
 
 SETTINGS = {"plan": "bench", "seconds": 2.0}
 
@@ -299,3 +301,37 @@ def test_requests_carry_their_length() -> None:
         head, body = request.split(b"\r\n\r\n", 1)
         assert f"Content-Length: {len(body)}".encode() in head
     assert kserve_binary(b"\xff\xd8x").endswith(b"\x03\x00\x00\x00\xff\xd8x")
+
+
+# --- the quick bench and the techniques -------------------------------------------------------------------------------
+
+
+def test_the_quick_tables_show_each_system_beside_the_bare_runs() -> None:
+    bare = {"threads": 2, "callers": 1, "batch": 1, "spinning": False, "decoding": False, "rows_per_s": 20.0, "p50_ms": 50.0}
+    more = {"p50_ms": 10.0, "p99_ms": 20.0, "server_cpu_s_per_request": 0.003}
+    points = [point("0/resnet50/bare/bare", "fp32", setups=[bare])]
+    for case in ("resnet50", "near_empty"):
+        points += [closed(0, name, rate, case=case, **more) for name, rate in (("default", 19.0), ("batchable", 10.0))]
+    for turn, ready_s in ((0, 9.0), (1, 4.0), (2, 5.0)):
+        points += [
+            point(f"{turn}/digits/{name}/{part}", "start", ready_s=ready_s, pss_mib=150.0)
+            for name, part in (("default", "memory"), ("empty", "memory/empty"))
+        ]
+    result = {"measured_at": "2026-01-01", "machine": {"cpus": 2, "cpu": "x"}, "model": "m", "rounds": 1, "seconds_each": 1.0}
+    figures = Figures(points)
+    assert (
+        "| 8 | this service, default profile | 19.0 (19.0 to 19.0) | 0.95 (0.95 to 0.95) | 10 | 20 | 3.00 | 0 |"
+        in quick_tables.resnet50_table(result, figures)
+    )
+    assert "| 8 | BentoML `batchable=True`, same graph | 10 (10 to 10) | 10.0 | 20.0 | 3.00 | 0 |" in quick_tables.overhead_table(
+        result, figures
+    )
+    assert "| this service, `digits` | 4.5 | 150 |" in quick_tables.start_table(figures)  # the first start does not count
+
+
+@pytest.mark.parametrize("technique", techniques.TECHNIQUES, ids=lambda technique: technique.name)
+def test_what_a_technique_takes_away_is_a_profile(technique: techniques.Technique, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(techniques, "WORK", tmp_path)
+    without = profile.load(str(techniques.changed(technique)))
+    assert (without != profile.load("default").model_copy(update={"name": without.name})) or technique.env
+    assert without.execution[-1].provider == "CPUExecutionProvider"
