@@ -59,6 +59,10 @@ bench-quick: $(VENV)/.setup ## throughput over bare session.run, start-up and me
 bench-text: $(VENV)/.setup ## sentences per second beside other embedding servers, which it installs, in some ten minutes on an idle machine
 	$(BIN)/python -m benchmarks.text
 
+.PHONY: gpu
+gpu: $(VENV)/.setup ## the tests marked gpu and the bench of one NVIDIA GPU beside PyTorch native, in some fifteen minutes
+	$(BIN)/python -m benchmarks.gpu
+
 .PHONY: watch
 watch: $(VENV)/.setup ## the alert's way to a webhook and back, and the dashboard's picture, in some four minutes
 	@deploy/install-test-tools

@@ -61,7 +61,7 @@ def test_what_is_missing_is_named_by_its_package(monkeypatch: pytest.MonkeyPatch
     assert str(caught.value).splitlines()[1:] == ["missing: kantoku (module circus)", "missing: pillow (module PIL)"]
 
 
-def test_rates_of_several_clients_add_up_and_the_worst_latency_counts(tmp_path: Path) -> None:
+def test_rates_of_several_clients_add_up_and_the_worst_latency_counts() -> None:
     class Client:
         returncode = 0
 
