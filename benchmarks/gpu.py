@@ -103,6 +103,10 @@ def complain_of_what_is_missing() -> None:
             faults.append(
                 f"onnxruntime {onnxruntime.__version__} has no CUDAExecutionProvider: expected onnxruntime-gpu, without onnxruntime beside"
             )
+        from ortserve import cudart
+
+        cudart.load_wheels()
+        faults += [f"missing: {library}" for library in cudart.missing_libraries()]
         if not torch.cuda.is_available():
             faults.append(f"torch {torch.__version__} finds no CUDA device: expected torch for CUDA 13 and an NVIDIA driver")
     if faults:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnxruntime as ort
 
-from ortserve import tensorrt
+from ortserve import cudart, tensorrt
 from ortserve.cpus import available_cpus
 from ortserve.errors import ProviderError
 from ortserve.profile import GPU_PROVIDERS, Execution
@@ -69,6 +69,7 @@ def prepare(provider: str) -> None:
             f"install {_PACKAGES[provider]}, or choose a profile whose execution names another provider"
         )
     if provider in GPU_PROVIDERS:
+        cudart.load_wheels()
         ort.preload_dlls()
     if provider == "TensorrtExecutionProvider":
         tensorrt.load_libraries()
