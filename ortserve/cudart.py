@@ -31,8 +31,8 @@ LIBRARIES = {
 def load_wheels() -> None:
     """Open the libraries of NVIDIA's wheels in every folder of the import path; those that lie elsewhere are left to the loader.
 
-    `onnxruntime.preload_dlls` looks beside onnxruntime alone. With it in one folder and torch, which brought the wheels, in another, it would
-    find none; of a library that is open, the loader knows the name.
+    `onnxruntime.preload_dlls` looks beside onnxruntime alone. With it in one folder and torch, which brought the wheels, in another, it
+    would find none; of a library that is open, the loader knows the name.
     """
     found = find_spec("nvidia")  # a namespace: every wheel adds to it
     roots = [Path(root) for root in (found.submodule_search_locations or ())] if found else []
