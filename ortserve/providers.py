@@ -51,7 +51,7 @@ def providers(execution: Execution) -> list[tuple[str, dict[str, str]]]:
 
     Behind TensorRT stands CUDA on the same device, for the nodes that TensorRT does not know.
     """
-    options = {key: _option(value) for key, value in execution.provider_options.items()}
+    options = {key: _option(execution.provider, value) for key, value in execution.provider_options.items()}
     if execution.cuda_graphs != "off":
         options["enable_cuda_graph"] = "1"
     chosen: list[tuple[str, dict[str, str]]] = [(execution.provider, options)]
@@ -75,6 +75,8 @@ def prepare(provider: str) -> None:
         tensorrt.load_libraries()
 
 
-def _option(value: Option) -> str:
-    """A provider option as ONNX Runtime wants it: text, with booleans as 1 and 0."""
-    return str(int(value)) if isinstance(value, bool) else str(value)
+def _option(provider: str, value: Option) -> str:
+    """A provider option as ONNX Runtime wants it: text. Booleans are 1 and 0; of TensorRT's, its binding takes nothing but True and False."""
+    if isinstance(value, bool) and provider != "TensorrtExecutionProvider":
+        return str(int(value))
+    return str(value)
