@@ -29,7 +29,7 @@ WAYS = {
     "shared": "a batch for each CPU, one session",
     "apart": "a batch for each CPU, single-threaded session of their own",
 }
-ROWS = (1, 4, 16)
+ROWS = (1, 2, 16)
 PICTURE = 0  # tokens: a row of no length
 
 
@@ -46,7 +46,7 @@ def main(rounds: int = 5, seconds: float = 1.5) -> None:
         narrow = opened(path, output, 1)
         memory[model] = (pss_mib() - with_one) / max(with_one - before, 1)
         for rows, tokens in product(ROWS, (16, 128) if wide.ragged else (PICTURE,)):
-            if rows * tokens > 512 or (tokens == PICTURE and rows > 4):
+            if rows * tokens > 512 or (tokens == PICTURE and rows > 2):
                 continue  # more than the default profile puts into one batch
             inputs = filled(wide, rows, tokens)
             console.print(f"{model}: {rows} rows of {tokens} tokens")
