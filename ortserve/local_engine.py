@@ -151,6 +151,10 @@ class LocalEngine:
             places.pop_all()  # all have a place: they are the caller's
         return tickets
 
+    def expect_room(self) -> None:
+        """As `Engine.expect_room`."""
+        self._batcher.expect_room(1)
+
     def stay(self) -> None:
         """Nothing: it is here."""
 

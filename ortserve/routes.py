@@ -63,6 +63,7 @@ def _predict(served: ServedModel, endpoint: Endpoint, limits: Limits, budget: bo
             request.receive, request.headers, limit_bytes=limit_bytes, timeout_s=limits.body_timeout_ms / 1000, budget=budget
         )
         try:
+            served.expect_room()
             payloads, parameters = requests.parse(data, kind, options, request.query(), takes, limits)
             value, answers = await unless_gone(request.receive, respond(served, endpoint, payloads, parameters))
             if len(answers) != 1 or not isinstance(answer := answers[0], Answer):
