@@ -71,6 +71,15 @@ def test_what_is_best_together_is_found_without_measuring_every_combination() ->
     assert len({label for label, _ in machine.trials}) < combinations / 5
 
 
+@pytest.mark.parametrize("room", [12, 24, 40])
+def test_what_helped_alone_is_laid_together_before_anything_else_is_tried_again(room: int) -> None:
+    machine = Machine(room=room)
+    found(machine)
+    parts = ("int8", "threads 1, in flight 4", "batch 16")
+    at = next(number for number, (label, _) in enumerate(machine.trials) if all(part in label for part in parts))
+    assert at < 45  # one knob after another needs 46 or more
+
+
 def test_the_longer_a_measurement_the_fewer_have_it() -> None:
     machine = Machine()
     found(machine)
