@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ortserve.errors import ShapeMismatch
+from ortserve.refusals import unequal_rows
 from ortserve.session import Runs, Tensors
 
 
@@ -162,7 +163,7 @@ def kind_of(inputs: Tensors, rows: int, ragged: Collection[str] = (), bound: int
     """
     for name, tensor in inputs.items():
         if tensor.shape[:1] != (rows,):
-            raise ShapeMismatch(f"expected {rows} rows in {name!r}, got the shape {list(tensor.shape)}: send as many rows as were admitted")
+            raise unequal_rows(name, tensor.shape, rows)
     if not inputs:
         raise ShapeMismatch(f"expected tensors of {rows} rows, got none: send every input of the model")
     if not ragged:

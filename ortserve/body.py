@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from python_multipart.multipart import parse_options_header
 
 from ortserve.errors import PayloadTooLarge, QueueFull, RequestError, RequestTimeout
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+T = TypeVar("T")
 
 MAX_PART_HEADER_BYTES = 8 * 1024  # the usual limit of HTTP servers for one line of headers; real parts have about 150
 
@@ -79,6 +80,24 @@ async def read(receive: Receive, headers: Mapping[bytes, bytes], *, limit_bytes:
     except BaseException:
         budget.give_back(received)
         raise
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns, or ClientGone as soon as the caller closes the connection; the work is cancelled then.
+
+    To be called once the body was read: the next message can only be `http.disconnect` (ASGI, HTTP connection scope).
+    """
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(receive())
+    watcher.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if watcher.done() and not watcher.cancelled():
+            raise ClientGone from None
+        raise
+    finally:
+        watcher.cancel()
 
 
 def _too_large(limit_bytes: int) -> PayloadTooLarge:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
 
 from ortserve import errors, logs
 from ortserve.body import ClientGone
 from ortserve.metrics import UNMATCHED, Metrics
-from ortserve.replies import Reply, error_body, error_reply, json_reply, log_failure
+from ortserve.paths import Paths
+from ortserve.replies import Reply, error_body, error_reply, error_shape, json_reply, log_failure
 from ortserve.tracing import Tracer
 
 Scope = MutableMapping[str, Any]
@@ -42,7 +44,7 @@ class Request:
     headers: dict[bytes, bytes]
     receive: Receive
     query_string: bytes
-    path_value: str = ""  # what stood in place of {name} in the route's template
+    path_values: Mapping[str, str] = field(default_factory=dict)  # what stood in place of each {name} in the route's template
     span: Any = None  # the server span while tracing is on
 
     def query(self) -> list[tuple[str, str]]:
@@ -58,7 +60,7 @@ Handler = Callable[[Request], Awaitable[Reply]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One path. `template` may end in `/{name}`; it is the metrics' label. GET routes answer HEAD too."""
+    """One path. A segment of `template` may be a `{name}`; it is the metrics' label. GET routes answer HEAD too."""
 
     method: str
     template: str
@@ -80,12 +82,9 @@ class Edge:
         access_log: bool,
     ) -> None:
         self._inner = inner
-        self._exact: dict[str, dict[str, Route]] = {}
-        self._below: dict[str, dict[str, Route]] = {}
+        self._paths: Paths[dict[str, Route]] = Paths()
         for route in routes:
-            prefix, _, name = route.template.partition("{")
-            table = self._below if name else self._exact
-            table.setdefault(prefix, {})[route.method] = route
+            self._paths.put(route.template, {})[route.method] = route
         self._passed_on = frozenset(passed_on)
         self._mounts = tuple(mounts)
         self._metrics = metrics
@@ -127,10 +126,7 @@ class Edge:
     ) -> tuple[str, Route | None, Request]:
         """The route's template, the route (None: passed on, or an error), and the request for its handler."""
         request = Request(method, path, headers, receive, query_string)
-        methods = self._exact.get(path)
-        if methods is None:
-            head, slash, request.path_value = path.rpartition("/")
-            methods = self._below.get(head + slash) if request.path_value else None
+        methods, request.path_values = self._paths.find(path)
         if methods is not None:
             route = methods.get(method)
             if route is not None:
@@ -147,6 +143,7 @@ class Edge:
     async def _respond(self, template: str, route: Route | None, request: Request, scope: Scope, answer: _Answer) -> None:
         try:
             if route is None:
+                _told.set(answer.told)
                 await self._inner(scope, request.receive, answer.pass_on)
                 return
             reply = await route.handler(request)
@@ -161,11 +158,23 @@ class Edge:
             if answer.begun:
                 answer.status = 500
                 raise  # the server breaks the connection: nothing else tells the caller that the rest is missing
-            reply = error_reply(error)
+            reply = error_reply(error, error_shape(request.path))
         await answer.send(reply)
 
 
 _GUIDE = "GET / shows what there is"
+_told: ContextVar[list[errors.OrtServeError] | None] = ContextVar("told", default=None)  # by user-defined APIs of the request in hand
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Lets the edge know of an error in a user-defined API: BentoML answers 500 to any that it does not know."""
+    try:
+        yield
+    except errors.OrtServeError as error:
+        if (told := _told.get()) is not None:
+            told.append(error)
+        raise
 
 
 def _refuse(error: errors.RequestError) -> Handler:
@@ -200,6 +209,7 @@ class _Answer:
         self._incoming = incoming
         self._head = head
         self._replaced: int | None = None
+        self.told: list[errors.OrtServeError] = []
         self.status = 500
         self.begun = False
         self.complete = False
@@ -234,7 +244,8 @@ class _Answer:
             message["headers"] = [*message["headers"], self._id_header]
         elif self._replaced is not None:
             if not message.get("more_body", False):
-                await self.send(_foreign_error(self._replaced))
+                ours = self.told and self._replaced == 500
+                await self.send(error_reply(self.told[-1]) if ours else _foreign_error(self._replaced))
             return
         else:
             self.sent_bytes += len(message.get("body", b""))

@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 
 class Place(Protocol):
-    """One row's place in the queue, until its deadline. A context manager: leaving gives it back."""
+    """The place of a row in the queue, or of several together, until their deadline. A context manager: leaving gives it back."""
 
     @property
     def inference_s(self) -> float:
-        """Seconds the session took for the row's batch; 0 before there is an answer."""
+        """Seconds the session took for the batches with its rows; 0 before there is an answer."""
         ...
 
     async def infer(self, inputs: Tensors) -> Tensors:
-        """Outputs `{name: [1, ...]}` for inputs `{name: [1, ...]}`. Once for a place. Raises RequestError and ServingError."""
+        """Outputs `{name: [rows, ...]}` for inputs `{name: [rows, ...]}`. Once for a place. Raises RequestError and ServingError."""
         ...
 
     def __enter__(self) -> Any: ...
@@ -50,6 +50,10 @@ class Engine(Protocol):
 
         Raises QueueFull, with the time the queue needs to drain; PayloadTooLarge where they can never fit; ShuttingDown; RunnerUnavailable.
         """
+        ...
+
+    def admit_together(self, rows: int, *, deadline: float) -> Place:
+        """One place for so many rows, whose inputs come as whole tensors. Raises as `admit`."""
         ...
 
     def stay(self) -> None:

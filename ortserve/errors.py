@@ -78,6 +78,12 @@ class ModelError(StartupError):
     code = "bad_model"
 
 
+class GraphRefused(ModelError):
+    """The model cannot be run as CUDA graphs, which the profile asks for."""
+
+    code = "no_cuda_graph"
+
+
 class ProviderError(StartupError):
     """The execution provider the profile asks for is not there, or the session did not take it."""
 

@@ -25,8 +25,8 @@ from ortserve.errors import FrameError, OrtServeError, RequestError, ServingErro
 if TYPE_CHECKING:
     from ortserve.session import Tensors
 
-PATH = "/v1/rows"  # of the request whose body and answer they are
-PROTOCOL = 1  # of both ends; they come from one bento, but two machines may be updated one after the other
+PATH = "/v1/rows"  # and the model's name behind it, of the request whose body and answer they are
+PROTOCOL = 2  # of both ends; they come from one bento, but two machines may be updated one after the other
 MAX_FRAME_BYTES = 64 * 1024 * 1024  # a row of 4096 x 4096 pixels of three bytes, and a quarter more
 MAX_TENSORS = 64  # in one row
 MAX_DIMENSIONS = 8
@@ -40,7 +40,11 @@ _RESERVE = struct.Struct("<Id")  # rows, seconds until their deadline
 _ANSWER = struct.Struct("<d")  # seconds in the session
 _REFUSAL = struct.Struct("<dB")  # seconds after which to try again, NaN where that is not known; the length of the code
 _STATE = struct.Struct("<Id")  # rows waiting, seconds to drain
-_DTYPES = tuple(np.dtype(name) for name in ("uint8", "int8", "int32", "int64", "bool", "float16", "float32", "float64"))
+# A dtype's code is where it stands: a new one goes to the end.
+_DTYPES = tuple(
+    np.dtype(name)
+    for name in ("uint8", "int8", "int32", "int64", "bool", "float16", "float32", "float64", "int16", "uint16", "uint32", "uint64")
+)
 _CODES = {dtype: code for code, dtype in enumerate(_DTYPES)}
 
 

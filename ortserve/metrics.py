@@ -222,18 +222,16 @@ class Metrics:
     def _known(self, model: str) -> ModelMetrics:
         return self._models.get(model) or self.for_model(UNKNOWN)
 
-    def started(self, model: str) -> None:
-        """This process is a worker of that model, whether its session is here or in another."""
+    def started(self) -> None:
+        """This process is a worker, whether its sessions are here or in another."""
         self.gauge("ortserve_workers").set(1)
         self.gauge("ortserve_start_time_seconds").labels(*self._service[:2]).set(time.time())
         self.counter("ortserve_worker_starts_total").inc()
-        self.for_model(model)
 
     def describe(
         self, *, model: str, version: str, task: str, precision: str, sha256: str, provider: str, onnxruntime_version: str
     ) -> None:
-        """State the facts of a loaded model, which make this process a worker; `provider` is the one its session confirmed."""
-        self.started(model)
+        """State the facts of a loaded model; `provider` is the one its session confirmed."""
         self.gauge("ortserve_model_info").labels(model, version, task, precision, sha256, provider, onnxruntime_version).set(1)
         self.gauge("ortserve_provider_active_workers").labels(model, provider).set(1)
 
@@ -248,6 +246,10 @@ class Metrics:
                 self.gauge("ortserve_gpu_utilization_ratio").labels(index).set(reading.utilization)
             self.gauge("ortserve_gpu_memory_used_bytes").labels(index).set(reading.memory_used_bytes)
             self.gauge("ortserve_gpu_memory_total_bytes").labels(index).set(reading.memory_total_bytes)
+
+    def collect(self) -> Iterable[Metric]:
+        """Every family of samples, of all workers. Blocks as `render()` does."""
+        return collect(self.registry)
 
     def scrape(self, readiness: Readiness) -> tuple[bytes, str]:
         """The exposition text and its content type; what `/readyz` would say and the GPUs are read afresh. Blocks as `render()` does."""
@@ -277,14 +279,19 @@ def _exposition_order(sample: Sample) -> tuple[tuple[tuple[str, str], ...], int,
     return labels, part, float(sample.labels["le"]) if part == 0 else 0.0
 
 
+def collect(registry: CollectorRegistry | None = None) -> Iterable[Metric]:
+    """What `render` shows, as families of samples. Blocks as it does."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return multiprocess.collect(Path(folder)) if folder else (registry or REGISTRY).collect()
+
+
 def render(registry: CollectorRegistry | None = None) -> tuple[bytes, str]:
     """The exposition text and its content type. Where workers share a folder: of all of them, after sweeping the dead.
 
     `registry` counts only where there is no such folder (prometheus_client's default registry if not given). Blocks for file
     reading: call it in a worker thread.
     """
-    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    families = multiprocess.collect(Path(folder)) if folder else (registry or REGISTRY).collect()
+    families = collect(registry)
     output = CollectorRegistry()
     output.register(_Collected(families))
     return generate_latest(output), CONTENT_TYPE_PLAIN_0_0_4

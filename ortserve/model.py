@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ortserve.cpus import available_cpus
 from ortserve.engine import Engine, Place
@@ -17,6 +17,12 @@ from ortserve.manifest import Manifest
 from ortserve.profile import Profile
 from ortserve.tasks import Task
 from ortserve.tasks.row import Row
+
+if TYPE_CHECKING:
+    from ortserve.session import Tensors
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 Refusal = RequestError | ServingError  # why a payload has no answer
 
@@ -43,6 +49,15 @@ class Answer:
 
     value: Any
     decode_s: float
+    queue_s: float
+    inference_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Inferred:
+    """The model's outputs `{name: [rows, ...]}` and where the time went, in seconds."""
+
+    outputs: Tensors
     queue_s: float
     inference_s: float
 
@@ -94,6 +109,34 @@ class ServedModel:
         if refusals and len(refusals) == len(answers):
             raise refusals[0]  # of an engine elsewhere, whose queue was fuller than was known here
         return answers
+
+    async def infer(self, inputs: Tensors, rows: int, *, within_s: float | None = None) -> Inferred:
+        """The model's own outputs for tensors of so many rows, by the way that payloads go; within the profile's limit, or a shorter one.
+
+        Raises as `Engine.admit_together` and `Place.infer`.
+        """
+        started = time.perf_counter()
+        allowed_s = self._timeout_s if within_s is None else min(within_s, self._timeout_s)
+        with self._counting_refusals(), self.engine.admit_together(rows, deadline=time.monotonic() + allowed_s) as place:
+            outputs = await place.infer(inputs)
+        waited = time.perf_counter() - started
+        if self._observer:
+            self._observer.answered(waited)
+        return Inferred(outputs, waited - place.inference_s, place.inference_s)
+
+    async def aside(self, function: Callable[[T], R], value: T) -> R:
+        """`function(value)` in one of the model's decoding threads: for what would hold the event loop up."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, function, value)
+
+    def parsed(self, seconds: float) -> None:
+        """Tell the observer that a request's bytes became tensors in that time."""
+        if self._observer:
+            self._observer.decoded(seconds)
+
+    def unusable(self, error: RequestError) -> None:
+        """Tell the observer why a request's bytes could not become tensors."""
+        if self._observer:
+            self._observer.decode_error(error.code)
 
     async def _job(self, places: Sequence[Place], payloads: Sequence[Any], parameters: Any) -> list[Answer | Refusal]:
         """The answers to payloads that share one hop to a decoding thread."""

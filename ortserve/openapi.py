@@ -9,6 +9,7 @@ import attrs
 from bentoml._internal.service.openapi.specification import OpenAPISpecification, PathItem
 
 from ortserve.schemas import ErrorBody
+from ortserve.v2 import openapi as v2
 
 _ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
 _JSON = {"application/json": {"schema": {"type": "object"}}}
@@ -35,7 +36,7 @@ _GET_PATHS = {
 
 
 def complete(spec: OpenAPISpecification, description: str, version: str, *, metrics: bool = True) -> OpenAPISpecification:
-    """The same document with every path the edge answers, each with our error shape; `description` and `version` stand at its head.
+    """The same document with every path the edge answers, each with its shape of error; `description` and `version` stand at its head.
 
     `metrics`: whether `/metrics` is among those paths.
     """
@@ -46,7 +47,8 @@ def complete(spec: OpenAPISpecification, description: str, version: str, *, metr
             paths[path] = {"get": _get(path, summary, errors)}
     schemas = {name: schema for name, schema in written["components"]["schemas"].items() if not _superseded(name)}
     error = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
-    schemas |= error.pop("$defs") | {"ErrorBody": error}
+    schemas |= error.pop("$defs") | {"ErrorBody": error} | v2.SCHEMAS
+    paths |= v2.PATHS
     return attrs.evolve(
         spec,
         openapi="3.1.0",  # pydantic writes its JSON Schema; BentoML says 3.0, which knows no null

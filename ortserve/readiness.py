@@ -106,6 +106,15 @@ class Readiness:
         self.leaving = True
         self._mark.unlink(missing_ok=True)
 
+    def lacking(self) -> tuple[str, str] | None:
+        """Why this worker and the others are not all ready, as an error's code and message; None where they are."""
+        if self.leaving:
+            return "shutting_down", "this service is stopping: send new requests to another"
+        ready, expected = self.count()
+        if ready < expected:
+            return "not_ready", f"expected {expected} warm workers, {ready} are: wait and ask again"
+        return None
+
     def count(self) -> tuple[int, int]:
         """(warm and living workers, expected workers), of every service of this start."""
         expected = sum(int(file.read_text(encoding="ascii")) for file in self._expected.iterdir())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ortserve.errors import DeadlineExceeded, PayloadTooLarge, QueueFull, RunnerUnavailable, ShuttingDown
+from ortserve.errors import DeadlineExceeded, PayloadTooLarge, QueueFull, RunnerUnavailable, ShapeMismatch, ShuttingDown
 
 
 def queue_full(rows: int, limit: int, waiting: int, drain_s: float) -> QueueFull:
@@ -14,6 +14,11 @@ def queue_full(rows: int, limit: int, waiting: int, drain_s: float) -> QueueFull
 def too_many(rows: int, limit: int) -> PayloadTooLarge:
     """The queue of `limit` rows never has room for so many."""
     return PayloadTooLarge(f"expected at most {limit} in one request, got {rows}: send several requests")
+
+
+def unequal_rows(name: str, shape: tuple[int, ...], rows: int) -> ShapeMismatch:
+    """The input of that name has not the `rows` rows that have their place."""
+    return ShapeMismatch(f"expected {rows} rows in {name!r}, got the shape {list(shape)}: send as many rows as were admitted")
 
 
 def late() -> DeadlineExceeded:

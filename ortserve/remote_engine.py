@@ -16,6 +16,7 @@ from typing import Any
 
 from ortserve import frames, refusals
 from ortserve.errors import FrameError
+from ortserve.joined_place import JoinedPlace
 from ortserve.profile import Batching
 from ortserve.runner_link import Link, RemotePlace
 from ortserve.runner_stream import Address
@@ -101,6 +102,10 @@ class RemoteEngine:
         if (waiting := link.waiting()) + rows > limit:
             raise refusals.queue_full(rows, limit, waiting, link.drain_s)
         return link.reserve(rows, deadline)
+
+    def admit_together(self, rows: int, *, deadline: float) -> JoinedPlace:
+        """As `Engine.admit_together`: a stream carries row by row, so that one frame is no larger for a request of many."""
+        return JoinedPlace(self.admit(rows, deadline=deadline))
 
     def stay(self) -> None:
         """As `Engine.stay`: a runner that ends with this process, because both were told to, is not let go before."""

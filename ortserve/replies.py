@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,8 @@ import orjson
 from ortserve import errors, logs
 
 logger = logging.getLogger("ortserve.edge")
+
+ErrorShape = Callable[[str, str], dict[str, Any]]  # of an error's code and message its body
 
 # The one table from errors to statuses. A class that is not listed takes the status of its nearest base.
 STATUS: dict[type[errors.OrtServeError], int] = {
@@ -58,8 +60,18 @@ def to_json(value: Any) -> bytes:
 
 
 def error_body(code: str, message: str) -> dict[str, Any]:
-    """The one shape of every error: `{"error": {"code", "message", "request_id"}}`."""
+    """The one shape of every error outside `/v2`: `{"error": {"code", "message", "request_id"}}`."""
     return {"error": {"code": code, "message": message, "request_id": logs.request_id.get()}}
+
+
+def v2_error_body(code: str, message: str) -> dict[str, Any]:  # noqa: ARG001  the protocol has no place for a code
+    """The shape of an error that the Open Inference Protocol wants: `{"error": "message"}`."""
+    return {"error": message}
+
+
+def error_shape(path: str) -> ErrorShape:
+    """What makes the body of an error on that path: under `/v2` a protocol's clients read it, whatever went wrong."""
+    return v2_error_body if path.startswith("/v2") and path[3:4] in ("", "/") else error_body
 
 
 def status_of(error: Exception) -> int:
@@ -67,16 +79,16 @@ def status_of(error: Exception) -> int:
     return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
 
 
-def error_reply(error: Exception) -> Reply:
-    """The response for an error. Only errors made for callers show their message."""
+def error_reply(error: Exception, shape: ErrorShape = error_body) -> Reply:
+    """The response for an error, its body made by `shape` of code and message. Only errors made for callers show their message."""
     headers = []
     if isinstance(error, errors.QueueFull | errors.RunnerUnavailable):
         headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
     if isinstance(error, errors.MethodNotAllowed):
         headers.append((b"allow", error.allowed.encode()))
     if not isinstance(error, errors.RequestError | errors.ServingError):
-        return json_reply(error_body("internal", "the service failed on this request; its log has the reason under this request_id"), 500)
-    return json_reply(error_body(error.code, str(error)), status_of(error), headers)
+        return json_reply(shape("internal", "the service failed on this request; its log has the reason under its X-Request-ID"), 500)
+    return json_reply(shape(error.code, str(error)), status_of(error), headers)
 
 
 def log_failure(where: str, error: Exception) -> None:

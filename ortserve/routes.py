@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from ortserve import body, requests
-from ortserve.edge import Handler, Receive, Request, Route
+from ortserve.choice import Choice
+from ortserve.edge import Handler, Request, Route
 from ortserve.engine import Engine
 from ortserve.errors import NotFound, RequestError, ServingError
 from ortserve.liveness import Liveness
@@ -17,40 +18,47 @@ from ortserve.page import page
 from ortserve.profile import Limits, Profile
 from ortserve.readiness import Readiness
 from ortserve.replies import Reply, error_body, json_reply, log_failure
+from ortserve.requests import Asked
 from ortserve.tasks.endpoint import Endpoint, Json
-
-T = TypeVar("T")
+from ortserve.v2 import routes as v2_routes
 
 MULTIPART_OVERHEAD_BYTES = 64 * 1024  # boundaries, part headers and form fields around one picture
 
 
-def build(served: ServedModel, profile: Profile, readiness: Readiness, liveness: Liveness, metrics: Metrics) -> list[Route]:
-    """Every route of the service: the task's endpoints, the models' facts, health, and metrics where they have no port of their own."""
+def build(
+    models: Mapping[str, ServedModel],
+    choices: Mapping[str, Choice],
+    profile: Profile,
+    readiness: Readiness,
+    liveness: Liveness,
+    metrics: Metrics,
+) -> list[Route]:
+    """Every route of the service: the tasks' endpoints, the models' facts, health, and metrics where they have no port of their own."""
     budget = body.BufferBudget(profile.limits.max_buffered_bytes)
-    models = {served.name: served}
-    for endpoint in served.task.endpoints:
-        metrics.expect(endpoint.path)
+    for path in choices:
+        metrics.expect(path)
     return [
-        *(Route("POST", endpoint.path, _predict(served, endpoint, profile.limits, budget)) for endpoint in served.task.endpoints),
-        Route("GET", "/", page(served.name)),
+        *(Route("POST", path, _predict(choice, profile.limits, budget)) for path, choice in choices.items()),
+        Route("GET", "/", page(", ".join(models))),
         Route("GET", "/models", _list_models(models, profile)),
         Route("GET", "/models/{name}", _show_model(models, profile)),
-        *health(profile, readiness, liveness, metrics, served.engine),
+        *v2_routes.build(models, profile, readiness, liveness, metrics, budget),
+        *health(profile, readiness, liveness, metrics, [served.engine for served in models.values()]),
     ]
 
 
-def health(profile: Profile, readiness: Readiness, liveness: Liveness, metrics: Metrics, engine: Engine) -> list[Route]:
+def health(profile: Profile, readiness: Readiness, liveness: Liveness, metrics: Metrics, engines: Collection[Engine]) -> list[Route]:
     """What machines ask of every service, also of one that answers nobody else."""
     return [
         Route("GET", "/livez", _alive(liveness)),
-        Route("GET", "/readyz", _ready(readiness, engine)),
+        Route("GET", "/readyz", _ready(readiness, engines)),
         *([Route("GET", "/metrics", _metrics(metrics, readiness))] if profile.metrics.port is None else []),
     ]
 
 
-def _predict(served: ServedModel, endpoint: Endpoint, limits: Limits, budget: body.BufferBudget) -> Handler:
+def _predict(choice: Choice, limits: Limits, budget: body.BufferBudget) -> Handler:
     """A task's endpoint."""
-    takes = endpoint.takes
+    takes = choice.takes
     if isinstance(takes, Json):
         limit_bytes = limits.max_json_bytes
     else:
@@ -63,8 +71,8 @@ def _predict(served: ServedModel, endpoint: Endpoint, limits: Limits, budget: bo
             request.receive, request.headers, limit_bytes=limit_bytes, timeout_s=limits.body_timeout_ms / 1000, budget=budget
         )
         try:
-            payloads, parameters = requests.parse(data, kind, options, request.query(), takes, limits)
-            value, answers = await unless_gone(request.receive, respond(served, endpoint, payloads, parameters))
+            asked = requests.parse(data, kind, options, request.query(), takes, limits)
+            value, answers = await body.unless_gone(request.receive, respond(choice, asked))
             if len(answers) != 1 or not isinstance(answer := answers[0], Answer):
                 return json_reply(value)
             if request.span is not None:
@@ -76,13 +84,15 @@ def _predict(served: ServedModel, endpoint: Endpoint, limits: Limits, budget: bo
     return handler
 
 
-async def respond(
-    served: ServedModel, endpoint: Endpoint, payloads: Sequence[Any], parameters: Any
-) -> tuple[Any, Sequence[Answer | RequestError | ServingError]]:
+async def respond(choice: Choice, asked: Asked) -> tuple[Any, Sequence[Answer | RequestError | ServingError]]:
     """The JSON of an endpoint's answer, and where the time of each payload's answer went.
 
-    Raises what ServedModel.predict raises, and the first error of a payload where the endpoint does not answer each on its own.
+    Raises InvalidParameter where no model is meant or it cannot do what is asked, what ServedModel.predict raises, and the first error of
+    a payload where the endpoint does not answer each on its own.
     """
+    offer = choice.of(asked.model)
+    served, endpoint, payloads = offer.served, offer.endpoint, asked.payloads
+    parameters = asked.parameters(endpoint.takes)
     if not endpoint.each_its_own:
         for index, payload in enumerate(payloads):
             _raise(payload, endpoint, index, len(payloads))
@@ -117,24 +127,6 @@ def _stages(answer: Answer) -> dict[str, float]:
     return {"decode": answer.decode_s, "queue": answer.queue_s, "inference": answer.inference_s}
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns, or ClientGone as soon as the caller closes the connection; the work is cancelled then.
-
-    To be called once the body was read: the next message can only be `http.disconnect` (ASGI, HTTP connection scope).
-    """
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(receive())
-    watcher.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
-    try:
-        return await task
-    except asyncio.CancelledError:
-        if watcher.done() and not watcher.cancelled():
-            raise body.ClientGone from None
-        raise
-    finally:
-        watcher.cancel()
-
-
 def _list_models(models: Mapping[str, ServedModel], profile: Profile) -> Handler:
     async def handler(_: Request) -> Reply:
         keys = ("name", "version", "provider", "precision", "sha256")
@@ -150,9 +142,9 @@ def _facts(models: Mapping[str, ServedModel]) -> list[Mapping[str, Any]]:
 
 def _show_model(models: Mapping[str, ServedModel], profile: Profile) -> Handler:
     async def handler(request: Request) -> Reply:
-        if request.path_value not in models:
+        if request.path_values["name"] not in models:
             raise NotFound(f"no such model: this service has {', '.join(models)}")
-        return json_reply({"profile": profile.name, **models[request.path_value].facts()})
+        return json_reply({"profile": profile.name, **models[request.path_values["name"]].facts()})
 
     return handler
 
@@ -167,16 +159,13 @@ def _alive(liveness: Liveness) -> Handler:
     return handler
 
 
-def _ready(readiness: Readiness, engine: Engine) -> Handler:
+def _ready(readiness: Readiness, engines: Collection[Engine]) -> Handler:
     async def handler(_: Request) -> Reply:
-        if readiness.leaving:
-            return json_reply(error_body("shutting_down", "this service is stopping: send new requests to another"), 503)
-        ready, expected = readiness.count()
-        if ready < expected:
-            return json_reply(error_body("not_ready", f"expected {expected} warm workers, {ready} are: wait and ask again"), 503)
-        if not engine.available:
+        if (reason := readiness.lacking()) is not None:
+            return json_reply(error_body(*reason), 503)
+        if not all(engine.available for engine in engines):
             return json_reply(error_body("not_ready", "expected a runner that is warm, none is connected: wait and ask again"), 503)
-        return json_reply({"status": "ready", "workers": ready})
+        return json_reply({"status": "ready", "workers": readiness.count()[0]})
 
     return handler
 

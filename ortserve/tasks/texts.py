@@ -76,6 +76,8 @@ class Texts:
             tokenizer.no_padding()
         self._whole.no_truncation()
         self._cutting.enable_truncation(how.max_tokens)
+        # What a sender of tensors may put into each input: 0 to below this. An id beyond would fail in the model, with its whole batch.
+        self.bounds = {name: self._whole.get_vocab_size() if name == "input_ids" else 2 for name in self._names}
         self._max_tokens = how.max_tokens
         self._max_chars = profile.limits.max_text_chars
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ortserve import body, errors, logs, replies, routes
+from ortserve import body, errors, logs, replies
 from ortserve.edge import App, Edge, Handler, Request, Route
 from ortserve.metrics import Metrics
 from ortserve.replies import Reply, json_reply
@@ -60,7 +60,7 @@ def raising(error: BaseException) -> Handler:
 
 
 async def hello(request: Request) -> Reply:
-    return json_reply({"path_value": request.path_value})
+    return json_reply({"path_value": request.path_values.get("name", "")})
 
 
 async def take_body(request: Request) -> Reply:
@@ -190,6 +190,43 @@ def test_what_nobody_expected_is_a_500_without_details(error: Exception, caplog:
     assert record.request_id == answer.error["request_id"]  # type: ignore[attr-defined]
     assert site.counted() == {("/fails", "500"): 1}
     assert site.in_progress() == 0
+
+
+# --- below /v2 --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "headers"),
+    [
+        (errors.ShapeMismatch("wrong"), 400, {}),
+        (errors.PayloadTooLarge("large"), 413, {}),
+        (errors.QueueFull("full", retry_after_s=3.2), 429, {"retry-after": "3"}),
+        (errors.ShuttingDown("stopping"), 503, {}),
+        (errors.RunnerUnavailable("gone", retry_after_s=1), 503, {"retry-after": "1"}),
+        (errors.DeadlineExceeded("late"), 504, {}),
+        (ValueError("/secret/path"), 500, {}),
+    ],
+)
+def test_errors_of_the_protocol_have_its_shape_and_our_statuses(error: Exception, status: int, headers: dict[str, str]) -> None:
+    site = Site(extra=[Route("POST", "/v2/models/{name}/infer", raising(error))])
+    answer = site.ask("/v2/models/a/infer", "POST")
+    assert answer.status == status
+    said = json.loads(answer.body)
+    assert said.keys() == {"error"}
+    assert said["error"] == (str(error) if status != 500 else said["error"])
+    assert "secret" not in said["error"]
+    assert headers.items() <= answer.headers.items()
+    assert answer.headers["x-request-id"]
+    assert site.counted() == {("/v2/models/{name}/infer", str(status)): 1}
+
+
+@pytest.mark.parametrize(("path", "method", "status"), [("/v2", "GET", 404), ("/v2/x", "GET", 404), ("/v2/models/a/infer", "GET", 405)])
+def test_also_where_no_handler_was_asked(path: str, method: str, status: int) -> None:
+    site = Site(extra=[Route("POST", "/v2/models/{name}/infer", hello)])
+    answer = site.ask(path, method)
+    assert (answer.status, json.loads(answer.body).keys()) == (status, {"error"})
+    assert isinstance(json.loads(answer.body)["error"], str)
+    assert site.ask("/v2x").error["code"] == "not_found"
 
 
 # --- paths and methods ------------------------------------------------------------------------------------------------
@@ -371,7 +408,7 @@ def test_a_caller_that_leaves_while_it_waits_ends_the_work() -> None:
                 ended.append(True)
             raise AssertionError
 
-        return await routes.unless_gone(request.receive, work())
+        return await body.unless_gone(request.receive, work())
 
     site = Site(extra=[Route("POST", "/slow", slow)])
     assert site.ask("/slow", "POST", messages=[]).messages == []

@@ -107,6 +107,52 @@ def test_a_full_queue_refuses_all_or_none_and_says_when_to_come_back(kind: str, 
 
 
 @both
+def test_rows_admitted_together_are_answered_as_one(kind: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        session = Held(held=False)
+        async with engine_of(kind, tmp_path, session, settings(max_queue_size=6)) as (engine, local):
+            deadline = time.monotonic() + FAR_S
+            with engine.admit_together(3, deadline=deadline) as place:
+                assert values(await place.infer(rows(1, 2, 3))) == [10, 20, 30]
+                assert 0 < place.inference_s < 1
+            with engine.admit_together(2, deadline=deadline) as place, pytest.raises(ShapeMismatch, match="expected 2 rows in 'x'"):
+                await place.infer(rows(1, 2, 3))
+            with pytest.raises(PayloadTooLarge, match="at most 6"):
+                engine.admit_together(7, deadline=deadline)
+            with engine.admit_together(6, deadline=deadline) as place:  # more than a batch
+                assert values(await place.infer(rows(1, 2, 3, 4, 5, 6))) == [10, 20, 30, 40, 50, 60]
+            await until(lambda: local.rows_waiting == 0)
+        assert session.batches[0] == [1, 2, 3]  # not cut apart where they fit
+
+    run(test)
+
+
+@both
+def test_a_poisoned_row_fails_those_it_was_admitted_with_and_no_others(kind: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with engine_of(kind, tmp_path, Held(held=False), settings()) as (engine, local):
+            with engine.admit_together(2, deadline=time.monotonic() + FAR_S) as place:
+                together = asyncio.ensure_future(place.infer(rows(1, POISON)))
+                assert await asyncio.gather(*asking(engine, 5, 6)) == [50, 60]
+                with pytest.raises(InferenceError):
+                    await together
+            await until(lambda: local.rows_waiting == 0)
+
+    run(test)
+
+
+@both
+def test_who_leaves_gives_back_the_places_of_all_rows(kind: str, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with engine_of(kind, tmp_path, Held(), settings(max_queue_size=4)) as (engine, local):
+            with engine.admit_together(4, deadline=time.monotonic() + FAR_S):
+                await until(lambda: local.rows_waiting == 4)
+            await until(lambda: local.rows_waiting == 0)
+
+    run(test)
+
+
+@both
 def test_a_deadline_is_kept_whatever_the_session_does(kind: str, tmp_path: Path) -> None:
     async def test() -> None:
         session = Held()
@@ -270,7 +316,7 @@ def test_a_start_that_nobody_wants_any_more_is_given_up(tmp_path: Path) -> None:
     run(test)
 
 
-@pytest.mark.parametrize("wrong", [{"version": "2"}, {"protocol": 2}, {"sha256": {"fp32": "11"}}])
+@pytest.mark.parametrize("wrong", [{"version": "2"}, {"protocol": 99}, {"sha256": {"fp32": "11"}}])
 def test_a_runner_of_another_model_is_none(wrong: dict[str, object], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         async with runner_at(tmp_path / "s", Held(held=False), settings(), {**IDENTITY, **wrong}):
@@ -547,12 +593,12 @@ def test_a_large_row_and_a_small_one_cross_over_each_other(tmp_path: Path) -> No
 
 
 def test_addresses_of_a_runner_map() -> None:
-    assert Address.parse("file:///tmp/a%20b/1.sock").path == "/tmp/a b/1.sock"
-    assert (Address.parse("tcp://127.0.0.1:3001").host, Address.parse("tcp://127.0.0.1:3001").port) == ("127.0.0.1", 3001)
-    assert (Address.parse("http://runner").host, Address.parse("http://runner").port) == ("runner", 80)
+    assert Address.parse("file:///tmp/a%20b/1.sock", "x").path == "/tmp/a b/1.sock"
+    assert (Address.parse("tcp://127.0.0.1:3001", "x").host, Address.parse("tcp://127.0.0.1:3001", "x").port) == ("127.0.0.1", 3001)
+    assert (Address.parse("http://runner", "x").host, Address.parse("http://runner", "x").port) == ("runner", 80)
 
 
 @pytest.mark.parametrize("text", ["", "runner:3000", "https://runner:3000", "http://:3000", "http://runner:port", "file:"])
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ProfileError, match="expected http://HOST:PORT"):
-        RemoteEngine(Address.parse(text), IDENTITY)
+        RemoteEngine(Address.parse(text, "x"), IDENTITY)

@@ -18,6 +18,7 @@ from ortserve import errors, replies
 
 ROOT = Path(__file__).resolve().parents[2]
 
+V2_MODEL = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
 PREDICTION = {"class_id": 7, "label": "7", "score": 0.5}
 ERROR = {"code": "invalid_image", "message": "no", "request_id": "1"}
 
@@ -63,6 +64,15 @@ def test_it_describes_every_path() -> None:
         ("GET", "/livez"),
         ("GET", "/readyz"),
         ("GET", "/metrics"),
+        ("GET", "/v2"),
+        ("GET", "/v2/health/live"),
+        ("GET", "/v2/health/ready"),
+        ("GET", "/v2/models/stats"),
+        *(("GET", model + what) for model in V2_MODEL for what in ("", "/ready", "/config", "/stats")),
+        *(("POST", f"{model}/infer") for model in V2_MODEL),
+        ("POST", "/v2/repository/index"),
+        ("POST", "/v2/repository/models/{name}/load"),
+        ("POST", "/v2/repository/models/{name}/unload"),
     }
 
 
@@ -71,11 +81,20 @@ def test_every_reference_leads_somewhere() -> None:
         assert name in document()["components"]["schemas"]
 
 
-def test_every_error_response_has_the_one_shape() -> None:
+def test_every_error_response_has_the_one_shape_of_its_side() -> None:
     for path, _, operation in operations():
+        shape = "V2Error" if path.startswith("/v2") else "ErrorBody"
         for status, response in operation["responses"].items():
             if int(status) >= 400:
-                assert response["content"] == {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}, (path, status)
+                assert response["content"] == {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape}"}}}, (path, status)
+
+
+def test_every_status_of_an_inference_is_described() -> None:
+    parameters = {422}  # what tasks call a parameter has no place in the protocol: it is a 400 there
+    possible = {status for kind, status in replies.STATUS.items() if issubclass(kind, errors.RequestError | errors.ServingError)}
+    for model in V2_MODEL:
+        described = {int(status) for status in document()["paths"][f"{model}/infer"]["post"]["responses"]}
+        assert described == possible - {405, 431} - parameters | {200}
 
 
 @pytest.mark.parametrize("path", ["/classify", "/classify_batch"])

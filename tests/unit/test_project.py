@@ -18,6 +18,8 @@ from bentoml._internal.bento.build_config import BentoBuildConfig, BentoPathSpec
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import ortserve
+
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = ("uv", "serving", "build", "test", "cuda", "openvino", "cpu")
 
@@ -26,16 +28,16 @@ BENTOML = {"bentoml", "_bentoml_impl", "_bentoml_sdk"}
 HTTP = {"starlette", "uvicorn", "python_multipart"} | BENTOML
 
 # The ground floor: imported by everything, imports nothing above it.
-FOUNDATION = {"errors", "manifest", "profile", "cpus", "images", "image_headers", "nms", "placement"}
+FOUNDATION = {"errors", "manifest", "profile", "cpus", "images", "image_headers", "nms", "placement", "gpu"}
 # Runs models and knows no HTTP.
 ENGINE = {
-    *("session", "batching", "batch", "fair_queue", "slots", "refusals"),
-    *("engine", "local_engine", "remote_engine", "runner_link", "runner_stream", "frames"),
+    *("session", "shared_pool", "bound", "cudart", "providers", "tensorrt", "batching", "batch", "fair_queue", "slots", "refusals"),
+    *("engine", "local_engine", "remote_engine", "runner_link", "runner_stream", "frames", "joined_place"),
 }
 # What belongs to HTTP and BentoML: nothing of the foundation, the engine or the build may import it.
 EDGE = {
-    *("app", "bento", "body", "connection", "drain", "edge", "metrics_port", "openapi", "page", "replies", "requests", "routes", "schemas"),
-    *("services", "streams"),
+    *("app", "bento", "body", "connection", "drain", "edge", "metrics_port", "openapi", "page", "paths", "replies", "requests", "routes"),
+    *("schemas", "services", "streams", "v2"),
 }
 # Where BentoML may be imported: its service, its edge, its store.
 KNOWS_BENTOML = {
@@ -278,9 +280,14 @@ def test_the_bento_installs_a_lock_of_ours_with_its_hashes() -> None:
 def test_make_help_lists_every_target_a_person_calls() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     phony = set(re.findall(r"^\.PHONY: (\S+)$", makefile, re.MULTILINE))
-    described = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
+    described = set(re.findall(r"^([a-z0-9-]+):.*## ", makefile, re.MULTILINE))
     assert phony == described
     assert {"help", "serve", "setup", "check", "fix", "test", "lock"} <= phony
+
+
+def test_the_version_is_said_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["version"] == ortserve.__version__
 
 
 def test_the_supported_pythons_are_said_the_same_everywhere() -> None:
