@@ -142,6 +142,11 @@ def test_every_way_of_running_is_a_profile_that_loads(objective: str, facts: Fac
         assert len(loaded.execution) == 1
 
 
+def test_the_sizes_of_a_batch_that_have_a_graph_each_end_at_the_largest() -> None:
+    batch = next(knob for knob in space("throughput", GPU, []).knobs if knob.name == "batch")
+    assert batch.alternatives["batch 16"]["execution.0.batching.buckets"] == [1, 2, 4, 8, 16]
+
+
 def test_the_precisions_tried_are_those_of_the_package() -> None:
     labels = {label for knob in space("latency", FACTS, []).knobs if knob.name == "precision" for label in knob.alternatives}
     assert labels == {"fp32", "int8"}
