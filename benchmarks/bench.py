@@ -7,7 +7,7 @@ all alike. An interrupted run goes on where it was when it is started again: eac
 from __future__ import annotations
 
 import json
-import sys
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +22,7 @@ from benchmarks.machine import heading, wait_until_idle
 from benchmarks.places import RESULTS, WORK, console
 from benchmarks.plan import Case, Plan, Session, complete, smallest, takes, whole_grid
 from benchmarks.state import State
+from benchmarks.systems import INDUCTOR
 
 Which = Literal["bench", "full", "smallest"]
 BEST_PEERS = 2  # beside ours under open loop
@@ -45,12 +46,25 @@ def main(
         plan = _plan(which, minutes, rounds, seconds, system or [])
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    result = run(plan, fresh=fresh)
+    result, state = run(plan, fresh=fresh)
     write(result, results, _stem(which))
+    state.finish()
 
 
-def run(plan: Plan, *, fresh: bool = False) -> dict[str, Any]:
-    """Everything of the plan that is not measured yet; the whole result."""
+def run(plan: Plan, *, fresh: bool = False) -> tuple[dict[str, Any], State]:
+    """The whole result, after everything of the plan was measured that was not yet; and the state, to be finished once it is written.
+
+    An interrupt, or SIGTERM, ends the server that runs and raises typer.Exit.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return _run(plan, fresh=fresh)
+    except KeyboardInterrupt:
+        console.print("interrupted: the same command goes on from here")
+        raise typer.Exit(130) from None
+
+
+def _run(plan: Plan, *, fresh: bool) -> tuple[dict[str, Any], State]:
     path = WORK / f"{plan.name}.jsonl"
     if fresh:
         path.unlink(missing_ok=True)
@@ -58,16 +72,16 @@ def run(plan: Plan, *, fresh: bool = False) -> dict[str, Any]:
     state = State(path, settings(plan))
     if len(state.points):
         console.print(f"going on after {len(state.points)} points of {path}")
-    idle = wait_until_idle()
-    _run_all(plan, plan.closed_sessions() + plan.memory_sessions(), state, "closed loops")
-    _run_all(plan, plan.open_sessions(best_peers(plan, Figures(state.points))), state, "open loops")
+    busy = [
+        _run_all(plan, plan.closed_sessions() + plan.memory_sessions(), state, "closed loops"),
+        _run_all(plan, plan.open_sessions(best_peers(plan, Figures(state.points))), state, "open loops"),
+    ]
     cases = ", ".join(f"{case} {measure.model_of(case).sha256[:8]}" for case in plan.cases)
     result = {
-        **heading(f"{cases} (random weights)", plan.rounds, round(plan.seconds, 1), idle),
+        **heading(f"{cases} (random weights)", plan.rounds, round(plan.seconds, 1), max(busy)),
         "points": [_short(point) for point in state.points],
     }
-    state.finish()
-    return result
+    return result, state
 
 
 def write(result: dict[str, Any], folder: Path, stem: str) -> None:
@@ -79,6 +93,7 @@ def write(result: dict[str, Any], folder: Path, stem: str) -> None:
     (folder / f"{stem}.md").write_text(tables.full(result, figures), encoding="utf-8")
     if stem == "bench":
         (folder / "bench_short.md").write_text(tables.short(result, figures), encoding="utf-8")
+        (folder / "bench_readme.md").write_text(tables.shortest(result, figures), encoding="utf-8")
         (folder / "targets.md").write_text(targets.table(found), encoding="utf-8")
     plots.draw(figures, folder, stem)
     print(tables.short(result, figures), targets.table(found), sep="\n")
@@ -94,6 +109,9 @@ def prepare(plan: Plan) -> None:
                 measure.asked_of(case, system)
     for system in plan.systems:
         system.programs()
+        if system.env.get("BACKEND") == "compile" and not INDUCTOR.exists():
+            with system.start(measure.model_of("resnet50")):
+                console.print("torch.compile has compiled")
 
 
 def settings(plan: Plan) -> dict[str, Any]:
@@ -115,10 +133,12 @@ def best_peers(plan: Plan, figures: Figures) -> dict[Case, Sequence[str]]:
     }
 
 
-def _run_all(plan: Plan, sessions: Sequence[Session], state: State, title: str) -> None:
+def _run_all(plan: Plan, sessions: Sequence[Session], state: State, title: str) -> float:
+    """Measure the sessions; how busy the machine was with other things before a round, at most."""
     left = [session for session in sessions if "over" not in state.of(session.key)]
+    busy = 0.0
     if not left:
-        return
+        return busy
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -127,7 +147,10 @@ def _run_all(plan: Plan, sessions: Sequence[Session], state: State, title: str) 
     )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(title, total=plan.estimate_s(left))
+        turn = -1
         for session in left:
+            if session.round != turn:
+                turn, busy = session.round, max(busy, wait_until_idle())
             began = time.monotonic()
 
             def told(what: str, session: Session = session) -> None:
@@ -136,6 +159,7 @@ def _run_all(plan: Plan, sessions: Sequence[Session], state: State, title: str) 
             measure.run(session, plan, state, told)
             progress.advance(task, plan.estimate_s([session]))
             console.print(f"{session.key}: {_said(state, session)}, {time.monotonic() - began:.0f} s")
+    return busy
 
 
 def _said(state: State, session: Session) -> str:
@@ -183,8 +207,4 @@ def as_json(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except KeyboardInterrupt:
-        console.print("interrupted: the same command goes on from here")
-        sys.exit(130)
+    typer.run(main)

@@ -4,7 +4,9 @@
  *
  * RATE 0: a closed loop, CALLERS connections that each send the next request as soon as theirs was answered. What is answered in the
  * window counts, and its latency. The window begins after a warm-up: half a second at least, and until as many requests were answered as there
- * are callers, ten times SECONDS at most: before that, latencies are those of a queue that fills.
+ * are callers, ten times SECONDS at most: before that, latencies are those of a queue that fills. The rate is taken from the last answer
+ * before the window to the last one in it, unless there is a gap of a fifth of the window at its edge: batches answer many at once, and
+ * where the window cuts between them must not decide.
  *
  * RATE > 0: an open loop, RATE requests a second with exponential gaps, over at most CALLERS connections, opened as needed. Latency
  * counts from the moment a request was meant to be sent, so that waiting for a connection is part of it. Answers in the window give the
@@ -69,6 +71,7 @@ static struct connection *connections;
 static size_t connection_count;
 static int port, poller;
 static double rate, seconds, begun, count_from, stop_at;
+static double last_before, last_within; /* answers */
 static bool counting;
 static uint64_t seed;
 
@@ -165,7 +168,9 @@ static void finished(struct connection *c) {
     double at = now();
     answered++;
     if (c->status != 200) failed++;
+    if (!counting) last_before = at;
     if (counting && at >= count_from && at <= stop_at) {
+        last_within = at;
         answered_in_window++;
         if (c->status == 200) good_in_window++;
     }
@@ -520,6 +525,8 @@ int main(int argc, char **argv) {
             if (counts(intended, at)) { unanswered++; add(&good, at - intended); }
         }
     }
-    report(seconds);
+    double gap = seconds * 0.2;
+    bool even = rate <= 0 && count_from - last_before < gap && stop_at - last_within < gap;
+    report(even ? last_within - last_before : seconds);
     return 0;
 }

@@ -13,7 +13,7 @@ CLOSED = (1, 8, 32, 64)
 OPEN = (50, 80, 95, 120, 400)  # per cent of what the same session answered at 32 callers
 CONNECTIONS = 512  # the most an open loop opens: as many as a busy proxy in front keeps
 # Seconds. What a session costs beside its windows, measured on two CPUs: starting, asking, ending.
-SESSION_S = {"resnet50": 7.0, "near_empty": 6.0, "tensor": 7.0, "classify_batch": 7.0, "digits": 6.0}
+SESSION_S = {"resnet50": 6.0, "near_empty": 5.0, "tensor": 6.0, "classify_batch": 6.0, "digits": 5.0}
 WARM_UP_S = 1.0
 OVERLOAD_S = 12.0  # until the last of an overload is answered
 PER_SECOND = {"near_empty": 400.0}  # requests, about: how long 256 callers take to be answered once

@@ -81,14 +81,14 @@ def _time(figures: Figures, case: str, ax: Any) -> bool:
         points = [point for point in points if point.get("stages_ms")]
         if points:
             stages = {stage: summary([point["stages_ms"].get(stage, 0.0) for point in points])["median"] for stage in STAGES}
-            whole = summary([point["mean_ms"] for point in points])["median"]
-            bars.append((callers, stages | {"rest": max(0.0, whole - sum(stages.values()))}, whole))
+            whole = max(summary([point["mean_ms"] for point in points])["median"], sum(stages.values()))
+            bars.append((callers, stages | {"rest": whole - sum(stages.values())}, whole))
     for index, (_, stages, whole) in enumerate(bars):
         bottom = 0.0
         for number, (stage, value) in enumerate(stages.items()):
             ax.bar(index, value / whole, bottom=bottom, color=f"C{number}", label=stage if index == 0 else None)
             bottom += value / whole
-        ax.text(index, 1.01, f"{whole:.3g} ms", ha="center", fontsize=8)
+        ax.text(index, 1.01, f"{whole:.1f} ms" if whole < 100 else f"{whole:.0f} ms", ha="center", fontsize=8)
     ax.set(title=f"{TITLES[case]}, default profile", xlabel="callers", ylabel="share of an answer's mean time")
     ax.set_xticks(range(len(bars)), [str(callers) for callers, _, _ in bars])
     return bool(bars)

@@ -32,7 +32,7 @@ class Served:
     """A server. As a context manager it answers inside the block and is gone after it; `ready_s` is the time that took."""
 
     def __init__(
-        self, command: Sequence[str], *, ready: str, home: Path, env: Mapping[str, str] | None = None, cwd: Path, timeout_s: float = 180
+        self, command: Sequence[str], *, ready: str, home: Path, env: Mapping[str, str] | None = None, cwd: Path, timeout_s: float = 300
     ) -> None:
         """`ready` is a path that answers 200 once requests are; `home` its own BENTOML_HOME; PORT stands for a free port in `command`."""
         self.port = free_port()

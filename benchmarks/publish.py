@@ -17,7 +17,8 @@ def published(text: str) -> str:
 
 
 def _result(name: str) -> str:
-    return next(folder / name for folder in RESULTS if (folder / name).exists()).read_text(encoding="utf-8")
+    found = [folder / name for folder in RESULTS if (folder / name).exists()]
+    return found[0].read_text(encoding="utf-8") if found else "Not measured yet.\n"
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ NAMES = {"default": "this service, default profile", "batchable": "BentoML `batc
 
 def main(rounds: int = 5, seconds: float = 6.0, fresh: bool = False) -> None:
     """Measure and write. SECONDS is the time of each measurement."""
-    result = bench.run(quick(rounds=rounds, seconds=seconds), fresh=fresh)
+    result, state = bench.run(quick(rounds=rounds, seconds=seconds), fresh=fresh)
     figures = Figures(result["points"])
     (RESULTS / "quick.json").write_text(bench.as_json(result), encoding="utf-8")
     for name, text in (
@@ -34,6 +34,7 @@ def main(rounds: int = 5, seconds: float = 6.0, fresh: bool = False) -> None:
     ):
         (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
         print(text)
+    state.finish()
 
 
 def resnet50_table(result: dict[str, Any], figures: Figures) -> str:

@@ -31,6 +31,7 @@ UVICORN = ["uvicorn", "--host", "127.0.0.1", "--port", PORT, "--no-access-log", 
 
 
 INT8 = WORK / "int8.yaml"
+INDUCTOR = WORK / "inductor"  # where torch.compile keeps what it compiled: the first start takes a minute and a half, a later one seconds
 
 
 def int8_profile() -> Path:
@@ -124,7 +125,7 @@ class System:
             "RESIZE": str(model.resize),
             "THREADS": str(available_cpus()),
             "PYTHONPATH": COMMON,
-            "TORCHINDUCTOR_CACHE_DIR": str(WORK / "inductor"),
+            "TORCHINDUCTOR_CACHE_DIR": str(INDUCTOR),
             "ORTSERVE_MODEL": model.name,
             **self.env,
             **({"EMPTY": "1"} if empty else {}),
@@ -203,8 +204,17 @@ SYSTEMS: tuple[System, ...] = (
     _fastapi("compile", "torch.compile behind FastAPI", "compile", lesser=True, nets=("resnet50",)),
     # One worker has every CPU for its one run at a time; two workers a CPU each, or their threads fight.
     _fastapi("ort", "ONNX Runtime behind FastAPI", "onnx", lesser=True),
-    _fastapi("ort2", "ONNX Runtime behind FastAPI, 2 workers", "onnx", "--workers", "2", env={"THREADS": "1"}),
+    _fastapi("ort2", "ONNX Runtime behind FastAPI, 2 workers", "onnx", "--workers", "2", env={"THREADS": "1"}, lesser=True),
     _fastapi("ort_tuned", "ONNX Runtime behind FastAPI, tuned", "onnx", app="tuned:app", request=raw("/classify")),
+    _fastapi(
+        "ort_tuned2",
+        "ONNX Runtime behind FastAPI, tuned, 2 workers",
+        "onnx",
+        *("--workers", "2"),
+        app="tuned:app",
+        request=raw("/classify"),
+        env={"THREADS": "1"},
+    ),
     System(
         name="litserve",
         shown="LitServe",

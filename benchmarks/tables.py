@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.figures import Figures
 from benchmarks.machine import headline, summary
-from benchmarks.systems import EMPTY, SYSTEMS
+from benchmarks.systems import BY_NAME, EMPTY, SYSTEMS
 
 CASES = {
     "resnet50": "`resnet50` from a 50 KB JPEG",
@@ -15,6 +15,9 @@ CASES = {
     "tensor": "`resnet50` from pixels, nothing to decode",
     "classify_batch": "`resnet50`, four JPEGs in a request",
 }
+
+
+README = ("default", "int8", "pytorch", "ort_tuned", "ort_tuned2", "litserve", "mosec", "mlserver", "pytriton", "batchable")
 
 
 def full(result: dict[str, Any], figures: Figures) -> str:
@@ -26,8 +29,31 @@ def full(result: dict[str, Any], figures: Figures) -> str:
     return "\n".join(lines) + "\n"
 
 
+def shortest(result: dict[str, Any], figures: Figures) -> str:
+    """One row for each of the well-known: what a README has room for."""
+    lines = [
+        f"{headline(result)}. Requests per second, and what the server's CPUs work for one:",
+        "",
+        "| | `resnet50`, 8 callers | 32 | p99 ms at 32 | near-empty model, 8 callers | 32 | CPU ms/request |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    if bare := list(figures.bare("resnet50").values()):
+        lines.append(f"| bare `session.run` at its best | {_number(summary(bare)['median'])} | | | | | |")
+    for name in README:
+        system = BY_NAME[name]
+        cells = [
+            *(_median(figures.of("resnet50", name, load, "requests_per_s")) for load in ("closed 8", "closed 32")),
+            _median(figures.of("resnet50", name, "closed 32", "p99_ms")),
+            *(_median(figures.of("near_empty", name, load, "requests_per_s")) for load in ("closed 8", "closed 32")),
+            _median(figures.of("near_empty", name, "closed 32", "server_cpu_s_per_request"), 1000),
+        ]
+        if any(cell != "-" for cell in cells):
+            lines.append(f"| {system.shown} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def short(result: dict[str, Any], figures: Figures) -> str:
-    """Requests per second at 1, 8, 32 and 64 callers, of the two cases; what a README has room for."""
+    """Requests per second at 1, 8, 32 and 64 callers, of the two cases."""
     lines = [f"{headline(result)}. Requests per second:"]
     for case in ("resnet50", "near_empty"):
         lines += ["", f"| {CASES[case]} | 1 caller | 8 | 32 | 64 | p99 ms at 32 | CPU ms/request at 32 |", "|---|---|---|---|---|---|---|"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socketserver
 import subprocess
@@ -142,7 +143,7 @@ def test_the_open_loop_sends_at_its_rate_with_exponential_gaps() -> None:
     gaps = [later - earlier for earlier, later in itertools.pairwise(sorted(server.arrivals))]
     mean = sum(gaps) / len(gaps)
     deviation = (sum((gap - mean) ** 2 for gap in gaps) / len(gaps)) ** 0.5
-    assert 0.7 < deviation / mean < 1.5  # 1 for exponential gaps, 0 for even ones
+    assert deviation / mean > 0.7  # 1 for exponential gaps, 0 for even ones; more where the machine stalls
 
 
 def test_the_open_loop_counts_the_wait_for_a_connection() -> None:
@@ -160,6 +161,22 @@ def test_the_same_seed_brings_the_same_arrivals() -> None:
             counts[load(server, callers=32, seconds=0.5, rate=300, seed=seed)["intended"]] += 1
     assert max(counts.values()) >= 2
     assert len(counts) > 1
+
+
+def test_the_rate_does_not_depend_on_where_the_window_cuts_between_batches() -> None:
+    barrier = threading.Barrier(4)
+
+    def batch() -> None:  # four at a time, five times a second, all answered at once
+        with contextlib.suppress(threading.BrokenBarrierError):
+            if barrier.wait(timeout=5) == 0:
+                time.sleep(0.2)
+            barrier.wait(timeout=5)
+
+    with tiny(PLAIN, before=batch) as server:
+        runs = [load(server, callers=4, seconds=seconds) for seconds in (1.1, 1.3)]  # no whole number of batches
+        barrier.abort()
+    by_latency = [4000 / run["mean_ms"] for run in runs]
+    assert [run["requests_per_s"] for run in runs] == pytest.approx(by_latency, rel=0.05)
 
 
 def test_the_command_line_sends_a_picture_as_a_form_field(tmp_path: Path) -> None:
