@@ -8,6 +8,7 @@ PORT ?= 3000
 IMAGE ?= cpu
 BACKEND ?= docker
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -50,18 +51,36 @@ test: $(VENV)/.setup $(VENV)/.openvino $(VENV)/.reference ## every test that nee
 .PHONY: reference
 reference: $(VENV)/.reference ## what the tests compare detectors with, a real detector among it, into .venv/reference
 
+.PHONY: bench
+bench: $(VENV)/.setup ## every peer beside this service, in 45 minutes on an idle machine, goes on after an interrupt (BENCH_ARGS="--minutes 90 --rounds 5")
+	$(BIN)/python -m benchmarks.bench $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.publish
+
+.PHONY: bench-full
+bench-full: $(VENV)/.setup ## the whole grid: every system, case and load, in hours; goes on after an interrupt
+	$(BIN)/python -m benchmarks.bench full $(BENCH_ARGS)
+
 .PHONY: bench-quick
 bench-quick: $(VENV)/.setup ## throughput over bare session.run, start-up and memory, in some ten minutes on an idle machine
 	$(BIN)/python -m benchmarks.quick
-	$(BIN)/python -m benchmarks.overhead
+
+.PHONY: bench-techniques
+bench-techniques: $(VENV)/.setup ## what each technique gains, on and off in turns, in some ten minutes on an idle machine
+	$(BIN)/python -m benchmarks.techniques
 
 .PHONY: bench-text
 bench-text: $(VENV)/.setup ## sentences per second beside other embedding servers, which it installs, in some ten minutes on an idle machine
 	$(BIN)/python -m benchmarks.text
 
+.PHONY: bench-several
+bench-several: $(VENV)/.setup ## what several models in one service cost each other, in some eight minutes on an idle machine
+	$(BIN)/python -m benchmarks.several
+	$(BIN)/python -m benchmarks.publish
+
 .PHONY: bench-v2
 bench-v2: $(VENV)/.setup ## tensors per second beside PyTriton and MLServer, which it installs, in some eight minutes on an idle machine
 	$(BIN)/python -m benchmarks.v2
+	$(BIN)/python -m benchmarks.publish
 
 .PHONY: watch
 watch: $(VENV)/.setup ## the alert's way to a webhook and back, and the dashboard's picture, in some four minutes

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
 import bentoml
 from bentoml.validators import ContentType
 from pydantic import Field
 
-from ortserve.bento import exit_with_one_line, wanted_model
+from ortserve.bento import exit_with_one_line, wanted_models
 from ortserve.schemas import (
     BatchClassification,
     BatchDetection,
@@ -19,13 +19,14 @@ from ortserve.schemas import (
     OpenAIEmbeddings,
     TextClassifications,
 )
-from ortserve.services import RUNNER, OrtRunner, OrtService
+from ortserve.services import OrtService, runners
 from ortserve.startup import profile_from_environment, resources
 
 with exit_with_one_line():
     profile = profile_from_environment()  # ORTSERVE_PROFILE: a shipped name or a file
-    model = wanted_model()  # ORTSERVE_MODEL: a tag of the BentoML store; pinned when a bento is built
+    models = wanted_models(profile)  # ORTSERVE_MODEL, or the profile's: tags of the BentoML store; pinned when a bento is built
 
+Model = Annotated[str | None, Field(description="NAME or NAME:VERSION of a served model: to choose where this path has several.")]
 Picture = Annotated[Path, ContentType("image/*")]
 TopK = Annotated[int | None, Field(description="How many predictions, best first: 1 to the number of classes.", ge=1)]
 OneText = Annotated[str, Field(min_length=1)]
@@ -40,49 +41,29 @@ MaxDetections = Annotated[int | None, Field(description="How many objects at mos
 Classes = Annotated[str | None, Field(description="Only these classes: labels or numbers, separated by commas.")]
 
 
-@bentoml.service(name=RUNNER, service_class=OrtRunner, workers=1, resources=resources(profile))
-class ModelRunner:
-    """The model and its batcher in a process of their own, where the profile says `placement: separate`; left out otherwise."""
-
-    profile = profile
-    model = model
-
-    @bentoml.on_deployment
-    @staticmethod
-    def begin() -> None:
-        """Before any worker exists."""
-        cast(OrtRunner, ModelRunner).begin()
-
-
 @bentoml.service(
     name="model_service",
     service_class=OrtService,
     workers=profile.workers,
-    resources=resources(profile) if profile.placement == "in_process" else {},  # else the device is the runner's
+    resources=resources(profile) if profile.placement == "in_process" else {},  # else the devices are the runners'
 )
 class ModelService:
-    """A verified model behind an adaptive batcher. Errors have one shape: {"error": {"code", "message", "request_id"}}."""
+    """Verified models, each behind an adaptive batcher. Errors have one shape: {"error": {"code", "message", "request_id"}}."""
 
     profile = profile
-    model = model
-    runner = bentoml.depends(ModelRunner)
+    models = models
+    runners = runners(profile, models)  # sessions and batchers in a process of their own, where the profile says `placement: separate`
     bento_service: OrtService  # this service's own, set by BentoML
 
-    @bentoml.on_deployment
-    @staticmethod
-    def begin() -> None:
-        """Before any worker exists."""
-        cast(OrtService, ModelService).begin()
-
     @bentoml.api
-    async def classify(self, image: Picture, top_k: TopK = None) -> Classification:
+    async def classify(self, image: Picture, top_k: TopK = None, model: Model = None) -> Classification:
         """Classify one picture: a file in the form field `image`, or its bytes as the body with Content-Type: image/*."""
-        return Classification.model_validate(await self.bento_service.call("/classify", image=image, top_k=top_k))
+        return Classification.model_validate(await self.bento_service.call("/classify", image=image, top_k=top_k, model=model))
 
     @bentoml.api
-    async def classify_batch(self, images: list[Picture], top_k: TopK = None) -> BatchClassification:
+    async def classify_batch(self, images: list[Picture], top_k: TopK = None, model: Model = None) -> BatchClassification:
         """Classify many pictures: an answer or an error for each, in the order they were sent."""
-        return BatchClassification.model_validate(await self.bento_service.call("/classify_batch", images=images, top_k=top_k))
+        return BatchClassification.model_validate(await self.bento_service.call("/classify_batch", images=images, top_k=top_k, model=model))
 
     @bentoml.api
     async def detect(
@@ -92,9 +73,11 @@ class ModelService:
         iou_threshold: IouThreshold = None,
         max_detections: MaxDetections = None,
         classes: Classes = None,
+        model: Model = None,
     ) -> Detection:
         """Find the objects on one picture: a file in the form field `image`, or its bytes as the body with Content-Type: image/*."""
         fields = {"score_threshold": score_threshold, "iou_threshold": iou_threshold, "max_detections": max_detections, "classes": classes}
+        fields["model"] = model
         return Detection.model_validate(await self.bento_service.call("/detect", image=image, **fields))
 
     @bentoml.api
@@ -105,15 +88,17 @@ class ModelService:
         iou_threshold: IouThreshold = None,
         max_detections: MaxDetections = None,
         classes: Classes = None,
+        model: Model = None,
     ) -> BatchDetection:
         """Find the objects on many pictures: an answer or an error for each, in the order they were sent."""
         fields = {"score_threshold": score_threshold, "iou_threshold": iou_threshold, "max_detections": max_detections, "classes": classes}
+        fields["model"] = model
         return BatchDetection.model_validate(await self.bento_service.call("/detect_batch", images=images, **fields))
 
     @bentoml.api
-    async def embed(self, inputs: Inputs, truncate: Truncate = False) -> Embeddings:
+    async def embed(self, inputs: Inputs, truncate: Truncate = False, model: Model = None) -> Embeddings:
         """Embed one text or many."""
-        return Embeddings.model_validate(await self.bento_service.call("/embed", inputs=inputs, truncate=truncate))
+        return Embeddings.model_validate(await self.bento_service.call("/embed", inputs=inputs, truncate=truncate, model=model))
 
     @bentoml.api(route="/v1/embeddings")
     async def openai_embeddings(
@@ -131,7 +116,9 @@ class ModelService:
         return OpenAIEmbeddings.model_validate(answer)
 
     @bentoml.api
-    async def classify_text(self, inputs: Inputs, top_k: TopK = None, truncate: Truncate = False) -> TextClassifications:
+    async def classify_text(
+        self, inputs: Inputs, top_k: TopK = None, truncate: Truncate = False, model: Model = None
+    ) -> TextClassifications:
         """Classify one text or many."""
-        answer = await self.bento_service.call("/classify_text", inputs=inputs, top_k=top_k, truncate=truncate)
+        answer = await self.bento_service.call("/classify_text", inputs=inputs, top_k=top_k, truncate=truncate, model=model)
         return TextClassifications.model_validate(answer)

@@ -1,62 +1,86 @@
 """The limit: bare `session.run` in a process of its own, on pixels that are ready, at several set-ups; the best one counts.
 
-`python -m benchmarks.bare MODEL.onnx SECONDS` prints one line of JSON.
+`python -m benchmarks.bare MODEL.onnx SECONDS [--grid] [--picture FILE]` prints one line of JSON: a list of set-ups. With a picture, one
+more: decoding it and running it alone, one after the other, which is what a single caller cannot be answered faster than.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import typer
 
+from ortserve import images
 from ortserve.cpus import available_cpus
-from ortserve.profile import Execution, Session
+from ortserve.manifest import Manifest
+from ortserve.profile import Execution, Limits, Session
 from ortserve.session import Session as OpenSession
 
+Level = Literal["disabled", "all"]
 
-def measure(path: Path, seconds: float) -> list[dict[str, float]]:
-    """Rows per second of one session with every CPU at batch 1, 4 and 8, and of one single-threaded session run from as many threads."""
+
+def setups(grid: bool) -> list[dict[str, Any]]:
+    """Threads of a session, threads that call it, rows of a batch, spinning: those that win somewhere; with `grid` all."""
     cpus = available_cpus()
-    return [
-        _measure(path, seconds, threads=threads, callers=callers, batch=batch)
-        for threads, callers, batch in ((cpus, 1, 1), (cpus, 1, 4), (cpus, 1, 8), (1, cpus, 1), (1, cpus, 4))
-    ]
+    if grid:
+        return [
+            {"threads": threads, "callers": cpus // threads, "batch": batch, "spinning": spinning}
+            for threads in range(1, cpus + 1)
+            for batch in (1, 2, 4, 8, 16, 32)
+            for spinning in (False, True)
+        ]
+    every = [(cpus, 1, 1, False), (cpus, 1, 1, True), (cpus, 1, 4, False), (cpus, 1, 4, True), (cpus, 1, 8, False)]
+    each = [(1, cpus, 1, False), (1, cpus, 4, False)]
+    return [dict(zip(("threads", "callers", "batch", "spinning"), one, strict=True)) for one in (*every, *each)]
 
 
-def _measure(path: Path, seconds: float, *, threads: int, callers: int, batch: int) -> dict[str, float]:
-    execution = Execution(provider="CPUExecutionProvider", session=Session(intra_op_num_threads=threads))
-    session = OpenSession.open(path, execution, outputs=["probabilities"])
+def measure(path: Path, seconds: float, setup: dict[str, Any], picture: bytes | None = None, level: Level = "all") -> dict[str, Any]:
+    """Rows per second and the median time of a call. With `picture`, each call decodes it first; `level` is of ONNX Runtime's fusions."""
+    options = Session(intra_op_num_threads=setup["threads"], allow_spinning=setup["spinning"], graph_optimization_level=level)
+    session = OpenSession.open(path, Execution(provider="CPUExecutionProvider", session=options), outputs=["probabilities"])
     spec = session.inputs[0]
-    shape = (batch, *(int(size) for size in spec.shape[1:]))
+    shape = (setup["batch"], *(int(size) for size in spec.shape[1:]))
     inputs = {spec.name: np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)}
-    session.warm_up([batch])
+    how, limits = Manifest.read(path.parent).preprocessing, Limits()
+    session.warm_up([setup["batch"]])
     latencies: list[float] = []
     stop_at = time.perf_counter() + seconds
 
     def call() -> None:
         while (started := time.perf_counter()) < stop_at:
-            session.run(inputs)
+            if picture is not None and how is not None:
+                session.run({spec.name: images.load(picture, how, limits, decoder="exact")[np.newaxis]})
+            else:
+                session.run(inputs)
             latencies.append(time.perf_counter() - started)
 
-    workers = [threading.Thread(target=call) for _ in range(callers)]
+    workers = [threading.Thread(target=call) for _ in range(setup["callers"])]
     started = time.perf_counter()
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     elapsed = time.perf_counter() - started
-    return {
-        "threads": threads,
-        "callers": callers,
-        "batch": batch,
-        "rows_per_s": len(latencies) * batch / elapsed,
+    return setup | {
+        "decoding": picture is not None,
+        "rows_per_s": len(latencies) * setup["batch"] / elapsed,
         "p50_ms": float(np.median(latencies)) * 1000,
     }
 
 
+def main(model: Path, seconds: float, grid: bool = False, picture: Annotated[Path | None, typer.Option()] = None) -> None:
+    """Measure and print."""
+    found = [measure(model, seconds, setup) for setup in setups(grid)]
+    if picture is not None:
+        alone = {"threads": available_cpus(), "callers": 1, "batch": 1}
+        found += [measure(model, seconds, alone | {"spinning": spinning}, picture.read_bytes()) for spinning in (False, True)]
+    print(json.dumps(found))
+
+
 if __name__ == "__main__":
-    print(json.dumps(measure(Path(sys.argv[1]), float(sys.argv[2]))))
+    typer.run(main)

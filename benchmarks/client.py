@@ -1,97 +1,92 @@
-"""A lean closed-loop HTTP/1.1 client: raw sockets, requests made beforehand, so that it costs the server's machine little.
+"""The load client: `client.c`, compiled where it is not yet, and the requests it sends, made beforehand.
 
-`python -m benchmarks.client PORT PATH CONCURRENCY SECONDS FILE...` prints one line of JSON. A FILE ending in .json is a whole body,
-one ending in .N.tensors a body whose first N bytes are JSON and whose others are tensors, any other a picture.
+`python -m benchmarks.client PORT PATH CALLERS SECONDS FILE... [--rate R]` prints one line of JSON. A FILE ending in .json is a whole
+body, one ending in .http a whole request, any other a picture.
 """
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
 import json
-import resource
-import sys
-import time
-from collections import Counter
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-WARM_UP_S = 1.5
+import typer
 
+from benchmarks.places import WORK
 
-def json_request(body: bytes, path: str) -> bytes:
-    """A whole POST request with that JSON as its body."""
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    return head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-def tensor_request(body: bytes, path: str, json_bytes: int) -> bytes:
-    """A whole POST request with binary tensors behind that much JSON, as the Open Inference Protocol's extension has it."""
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n"
-    return head.encode() + f"Inference-Header-Content-Length: {json_bytes}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+SOURCE = Path(__file__).with_name("client.c")
 
 
-def request_of(file: Path, path: str) -> bytes:
-    """A whole POST request with what that file holds."""
-    body = file.read_bytes()
-    if file.suffix == ".tensors":
-        return tensor_request(body, path, int(file.suffixes[-2].removeprefix(".")))
-    return (json_request if file.suffix == ".json" else request_for)(body, path)
+def compiled() -> Path:
+    """The program, compiled once for each text of its source. Raises RuntimeError with the compiler's words where that fails."""
+    program = WORK / "client" / hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
+    if not program.exists():
+        program.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = program.with_suffix(".part")
+        try:
+            subprocess.run(
+                ["gcc", "-std=gnu11", "-O2", "-o", str(unfinished), str(SOURCE), "-lm"], check=True, capture_output=True, text=True
+            )
+        except FileNotFoundError:
+            raise RuntimeError(
+                "expected the C compiler gcc for the load client, found none: install gcc and the C library's headers"
+            ) from None
+        except subprocess.CalledProcessError as error:
+            raise RuntimeError(f"gcc could not compile {SOURCE.name}:\n{error.stderr}") from error
+        unfinished.rename(program)
+    return program
 
 
-def request_for(picture: bytes, path: str) -> bytes:
-    """A whole POST request with the picture as a multipart field, as `curl -F image=@...` sends it."""
+def post(path: str, media_type: str, body: bytes, headers: str = "") -> bytes:
+    """A whole POST request."""
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {media_type}\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def multipart(path: str, pictures: Sequence[bytes], field: str = "image") -> bytes:
+    """A whole POST request with the pictures as multipart fields, as `curl -F image=@...` sends them."""
     boundary = b"----------------------------benchmark"
-    body = (
-        b"--" + boundary + b'\r\nContent-Disposition: form-data; name="image"; filename="p.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
-        + picture + b"\r\n--" + boundary + b"--\r\n"
-    )  # fmt: skip
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary={boundary.decode()}\r\n"
-    return head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+    parts = [
+        b"--" + boundary + f'\r\nContent-Disposition: form-data; name="{field}"; filename="p.jpg"\r\n'.encode()
+        + b"Content-Type: image/jpeg\r\n\r\n" + picture + b"\r\n"
+        for picture in pictures
+    ]  # fmt: skip
+    return post(path, f"multipart/form-data; boundary={boundary.decode()}", b"".join(parts) + b"--" + boundary + b"--\r\n")
 
 
-async def caller(
-    port: int, requests: list[bytes], stop_at: float, count_from: float, latencies: list[float], statuses: Counter[str]
-) -> None:
-    """Send one request after another over one connection until `stop_at`; what is answered from `count_from` to `stop_at` counts.
-
-    Answers are what is counted, not beginnings: with N callers, N requests are always under way at either end of the window.
-    """
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
-    turn = 0
-    while (started := time.perf_counter()) < stop_at:
-        writer.write(requests[turn % len(requests)])
-        turn += 1
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = int(next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))[15:])
-        await reader.readexactly(length)
-        if count_from <= (answered := time.perf_counter()) <= stop_at:
-            latencies.append(answered - started)
-            statuses[head[9:12].decode()] += 1
-    writer.close()
+def request_file(request: bytes) -> Path:
+    """A file with that request in it, for the client to read."""
+    path = WORK / "requests" / f"{hashlib.sha256(request).hexdigest()[:16]}.http"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(request)
+    return path
 
 
-async def closed_loop(port: int, path: str, concurrency: int, seconds: float, files: list[Path]) -> dict[str, object]:
-    """Requests per second and latencies (ms) of `concurrency` callers over `seconds`, warm-up left out."""
-    requests = [request_of(file, path) for file in files]
-    latencies: list[float] = []
-    statuses: Counter[str] = Counter()
-    begin = time.perf_counter()
-    count_from = begin + WARM_UP_S
-    stop_at = count_from + seconds
-    turns = [requests[turn % len(requests) :] + requests[: turn % len(requests)] for turn in range(concurrency)]
-    await asyncio.gather(*(caller(port, mine, stop_at, count_from, latencies, statuses) for mine in turns))
-    counted = len(latencies)
-    latencies = sorted(latencies) or [seconds]  # none was answered in time: at least as long as was waited
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return {
-        "requests": counted,
-        "requests_per_s": counted / seconds,
-        "p50_ms": latencies[len(latencies) // 2] * 1000,
-        "p99_ms": latencies[min(len(latencies) - 1, int(len(latencies) * 0.99))] * 1000,
-        "statuses": dict(statuses),
-        "client_cpu_s": usage.ru_utime + usage.ru_stime,
-    }
+def load(port: int, callers: int, seconds: float, files: Sequence[Path], *, rate: float = 0, seed: int = 0) -> dict[str, Any]:
+    """What the client says of a closed loop of `callers`, or of an open one with `rate` requests a second over at most `callers`
+    connections. `files` hold whole requests. Times in ms; client.c says what counts."""
+    command = [compiled(), port, callers, seconds, rate, seed, *files]
+    said = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True).stdout
+    result: dict[str, Any] = json.loads(said)
+    return result
+
+
+def as_request(file: Path, path: str) -> Path:
+    """The file with the whole request that sends `file` to `path`."""
+    if file.suffix == ".http":
+        return file
+    content = file.read_bytes()
+    return request_file(post(path, "application/json", content) if file.suffix == ".json" else multipart(path, [content]))
+
+
+def main(port: int, path: str, callers: int, seconds: float, files: list[Path], rate: float = 0.0, seed: int = 0) -> None:
+    """Load a server on 127.0.0.1 and print what it did. With --rate: an open loop over at most CALLERS connections."""
+    print(json.dumps(load(port, callers, seconds, [as_request(file, path) for file in files], rate=rate, seed=seed)))
 
 
 if __name__ == "__main__":
-    port, path, concurrency, seconds, *names = sys.argv[1:]
-    print(json.dumps(asyncio.run(closed_loop(int(port), path, int(concurrency), float(seconds), [Path(name) for name in names]))))
+    typer.run(main)

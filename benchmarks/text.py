@@ -16,10 +16,15 @@ from typing import Any
 import typer
 from tokenizers import Tokenizer
 
-from benchmarks import embedders
-from benchmarks.quick import RESULTS, WORK, console, cpu_seconds, heading, run_json, summary, wait_until_idle
+from benchmarks import client, embedders
+from benchmarks.machine import heading, headline, summary, wait_until_idle
+from benchmarks.measure import loaded, run_json
+from benchmarks.models import HOME
+from benchmarks.places import RESULTS, WORK, console
+from benchmarks.process import Served
+from benchmarks.systems import int8_profile, served_here
 from ortserve.export.tasks.feature_extraction import SENTENCES
-from tests.serving import Server, build_model
+from tests.serving import build_model
 from tests.texts import minilm
 
 LENGTHS = ("16", "128", "mixed")  # tokens, special ones included
@@ -33,22 +38,25 @@ NAMES = {
     "fastembed": "fastembed 0.9.1 (ONNX Runtime) behind FastAPI",
 }
 IN_PROCESS = "sentence-transformers 6.2 in process, no server"
-INT8 = "description: int8 first\nexecution:\n  - provider: CPUExecutionProvider\n    precision: [int8]\n    text_batching: {batching}\n"
+BARE = {
+    "wide": "limit: bare `session.run`, every CPU on one batch",
+    "narrow": "limit: bare `session.run`, one thread for each of two batches",
+}
 
 
 def main(rounds: int = 3, seconds: float = 4.0, write: bool = True) -> None:
-    """Measure and write. SECONDS is the time of each measurement, after 1.5 of warming up."""
-    home = built()
+    """Measure and write. SECONDS is the time of each measurement, after a second or more of warming up."""
+    built()
     files = text_files()
     for name in ("infinity", "sentence_transformers", "fastembed"):
-        embedders.environment(name)
+        embedders.programs(name)
     idle = wait_until_idle()
     runs: dict[str, list[dict[str, Any]]] = {}
     with contextlib.ExitStack() as started:
         model = {"ORTSERVE_MODEL": "minilm"}
-        servers: Mapping[str, Any] = {
-            "ours": Server(home, env=model),
-            "ours_int8": Server(home, env={**model, "ORTSERVE_PROFILE": str(int8_profile())}),
+        servers = {
+            "ours": served_here(model),
+            "ours_int8": served_here({**model, "ORTSERVE_PROFILE": str(int8_profile())}),
             "sentence_transformers": embedders.sentence_transformers(),
             "infinity": embedders.infinity(),
             "fastembed": embedders.fastembed(),
@@ -61,10 +69,15 @@ def main(rounds: int = 3, seconds: float = 4.0, write: bool = True) -> None:
                 console.print(f"round {turn + 1} of {rounds}: {length} tokens")
                 for shape, (texts, callers) in SHAPES.items():
                     for name, server in servers.items():
+                        path = embedders.PATHS.get(name, "/embed")
                         chosen = files["infinity" if name == "infinity" else "embed", shape, length]
-                        runs.setdefault(f"{name} {shape} {length}", []).append(load(server, callers, seconds, chosen, texts))
+                        requests = [client.as_request(Path(file), path) for file in chosen]
+                        runs.setdefault(f"{name} {shape} {length}", []).append(load(server, callers, seconds, requests, texts))
                 alone = run_json("benchmarks.in_process", seconds, *files["embed", "many", length])
                 runs.setdefault(f"in_process many {length}", []).append(alone)
+                bare = run_json("benchmarks.bare_text", package(), seconds, *files["embed", "many", length])
+                for way in BARE:
+                    runs.setdefault(f"{way} many {length}", []).append({"sentences_per_s": bare[f"{way}_sentences_per_s"]})
     result = {
         **heading("all-MiniLM-L6-v2", rounds, seconds, idle),
         "runs": {name: totals(of_name) for name, of_name in runs.items()},
@@ -80,25 +93,18 @@ def main(rounds: int = 3, seconds: float = 4.0, write: bool = True) -> None:
     print(table(result))
 
 
-def built() -> Path:
-    """The BENTOML_HOME with the embedder in fp32 and int8, built where it is not there yet."""
-    home = WORK / "bentoml"
-    home.mkdir(parents=True, exist_ok=True)
-    if not (home / "models" / "minilm" / "latest").exists():
+def built() -> None:
+    """The embedder in fp32 and int8, built where it is not there yet."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    if not (HOME / "models" / "minilm" / "latest").exists():
         console.print("building all-MiniLM-L6-v2 once")
-        build_model(home, f"hf:{minilm()}", "--name", "minilm", "--precision", "fp32,int8")
-    return home
+        build_model(HOME, f"hf:{minilm()}", "--name", "minilm", "--precision", "fp32,int8")
 
 
-def int8_profile() -> Path:
-    """The default profile's batching with int8 in place of fp32."""
-    from ortserve import profile
-
-    batching = profile.load("default").execution[-1].text_batching
-    assert batching is not None
-    path = WORK / "int8.yaml"
-    path.write_text(INT8.format(batching=batching.model_dump_json()), encoding="utf-8")
-    return path
+def package() -> Path:
+    """The folder of the embedder's package."""
+    folder = HOME / "models" / "minilm"
+    return folder / (folder / "latest").read_text(encoding="utf-8").strip()
 
 
 def text_files() -> dict[tuple[str, str, str], list[str]]:
@@ -141,19 +147,16 @@ def text_of(tokenizer: Tokenizer, words: Sequence[str], chance: random.Random, t
     return " ".join(chosen)
 
 
-def load(server: Any, callers: int, seconds: float, files: Sequence[str], texts: int) -> dict[str, Any]:
+def load(server: Served, callers: int, seconds: float, requests: Sequence[Path], texts: int) -> dict[str, Any]:
     """A closed loop of `callers`; sentences per second, and the CPU seconds the server used for each."""
-    before = cpu_seconds(server)
-    run: dict[str, Any] = run_json("benchmarks.client", server.port, getattr(server, "path", "/embed"), callers, seconds, *files)
-    total = run["requests"] * texts * (seconds + 1.5) / seconds  # the warm-up's requests used CPU as well
-    used = (cpu_seconds(server) - before) / max(total, 1)
-    return run | {"sentences_per_s": run["requests_per_s"] * texts, "server_cpu_s_per_sentence": used}
+    run = loaded(server, requests, callers, seconds)
+    return run | {"sentences_per_s": run["requests_per_s"] * texts, "server_cpu_s_per_sentence": run["server_cpu_s_per_request"] / texts}
 
 
 def totals(of_name: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Each figure of several runs by its median and spread; the answers that were no 200 counted."""
     figures = [key for key in ("sentences_per_s", "p50_ms", "p99_ms", "server_cpu_s_per_sentence") if key in of_name[0]]
-    failed = sum(count for run in of_name for status, count in run.get("statuses", {}).items() if status != "200")
+    failed = sum(run.get("failed", 0) for run in of_name)
     return {key: summary([run[key] for run in of_name]) for key in figures} | {"failed": failed}
 
 
@@ -167,9 +170,7 @@ def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     heads = [f"{length} tokens" if length != "mixed" else "mixed" for length in LENGTHS]
     lines = [
-        f"Measured {result['measured_at'][:10]} on {result['machine']['cpus']} CPUs ({result['machine']['cpu']}), {result['model']}, "
-        f"medians of {result['rounds']} rounds of {result['seconds_each']:g} s in turns (lowest to highest); the client shares the CPUs. "
-        "Sentences per second:",
+        f"{headline(result)} (lowest to highest); the client shares the CPUs. Sentences per second:",
         "",
         f"| one text a request, 32 callers | {' | '.join(heads)} | p99 ms, mixed | failed |",
         "|---|---|---|---|---|---|",
@@ -179,6 +180,7 @@ def table(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
         *(_row(result, name, "many", shown) for name, shown in NAMES.items()),
         _row(result, "in_process", "many", IN_PROCESS),
+        *(_row(result, way, "many", shown) for way, shown in BARE.items()),
     ]
     return "\n".join(lines) + "\n"
 

@@ -18,26 +18,23 @@ import numpy as np
 import onnxruntime as ort
 import typer
 
-from benchmarks.embedders import Peer, environment
-from benchmarks.quick import (
-    PEERS,
-    RESULTS,
-    WORK,
-    built_model,
-    console,
-    cpu_seconds,
-    heading,
-    http_summary,
-    run_json,
-    summary,
-    wait_until_idle,
-)
+from benchmarks import client, models
+from benchmarks.environments import environment
+from benchmarks.machine import heading, headline, summary, wait_until_idle
+from benchmarks.measure import loaded, run_json
+from benchmarks.models import HOME, Model
+from benchmarks.places import PEERS, RESULTS, console
+from benchmarks.process import OTHER_PORT, PORT, Served
+from benchmarks.systems import served_here
 from ortserve.cpus import available_cpus
-from tests.serving import Server, free_port
+from tests.serving import free_port
 from tests.v2 import binary_body, json_body
 
 FOLDER = PEERS / "v2"
-MODELS = ("resnet50", "digits")  # a heavy one, where the model decides, and one that costs next to nothing, where the server does
+MODELS = {
+    "resnet50": models.resnet50,
+    "digits": models.digits,
+}  # a heavy one, where the model decides, and one that costs next to nothing, where the server does
 CONCURRENCIES = (8, 32)
 # Of each system its name in the table, and whether its tensors are binary.
 SYSTEMS = {
@@ -50,31 +47,31 @@ PEERS_OF = {"ours": ("pytriton", "mlserver"), "ours_json": ("mlserver",)}
 
 
 def main(rounds: int = 3, seconds: float = 3.0, write: bool = True) -> None:
-    """Measure and write. SECONDS is the time of each measurement, after 1.5 of warming up."""
+    """Measure and write. SECONDS is the time of each measurement, after half a second or more of warming up."""
     for name in ("pytriton", "mlserver"):
-        environment(name, FOLDER)
-    home, _ = built_model("resnet50")
+        programs(name)
+    made = {name: make() for name, make in MODELS.items()}
     idle = wait_until_idle()
     runs: dict[str, list[dict[str, Any]]] = {}
     bare: dict[str, list[float]] = {model: [] for model in MODELS}
-    for model in MODELS:
-        onnx = onnx_file(home, model)
-        bodies = tensor_files(onnx, model)
+    for model, package in made.items():
+        files = tensor_files(package)
         with ExitStack() as started:
-            servers = systems(home, model, onnx)
+            servers = systems(package)
             for name in ("ours", "pytriton", "mlserver"):
                 console.print(f"starting {name} on {model}")
                 started.enter_context(servers[name])
             for turn in range(rounds):
                 console.print(f"round {turn + 1} of {rounds}: {model}")
-                bare[model].append(max(one["rows_per_s"] for one in run_json("benchmarks.bare", onnx, seconds / 2)))
+                bare[model].append(max(one["rows_per_s"] for one in run_json("benchmarks.bare", package.onnx, seconds / 2)))
                 for callers in CONCURRENCIES:
                     for name in SYSTEMS:
-                        runs.setdefault(f"{model} {name} {callers}", []).append(load(name, servers[name], model, callers, seconds, bodies))
+                        run = loaded(servers[name], files[name], callers, seconds)
+                        runs.setdefault(f"{model} {name} {callers}", []).append(run)
     result = {
         **heading("resnet50 (random weights) and digits, fp32", rounds, seconds, idle),
         "best_bare_rows_per_s": {model: summary(rates) for model, rates in bare.items()},
-        "runs": {name: http_summary(of_name) for name, of_name in runs.items()},
+        "runs": {name: figures(of_name) for name, of_name in runs.items()},
         "over_bare": {
             f"{model} {name} {callers}": over([run["requests_per_s"] for run in runs[f"{model} {name} {callers}"]], bare[model])
             for model in MODELS
@@ -97,30 +94,36 @@ def main(rounds: int = 3, seconds: float = 3.0, write: bool = True) -> None:
     print(table(result))
 
 
-def systems(home: Path, model: str, onnx: Path) -> Mapping[str, Any]:
+def programs(name: str) -> Path:
+    """The folder of programs of that peer's environment, the one it has in the other benches."""
+    return environment(name, PEERS / name / "requirements.txt")
+
+
+def systems(package: Model) -> Mapping[str, Served]:
     """Every server, not yet started, by the name of its measurement."""
-    ours = Server(home, env={"ORTSERVE_MODEL": model})
-    common = {"MODEL": str(onnx), "CPUS": str(available_cpus())}
-    pytriton = Peer(
-        [str(environment("pytriton", FOLDER) / "python"), str(FOLDER / "pytriton_app.py")],
+    ours = served_here({"ORTSERVE_MODEL": package.name})
+    common = {"MODEL": str(package.onnx), "CPUS": str(available_cpus())}
+    pytriton = Served(
+        [str(programs("pytriton") / "python"), "pytriton_app.py"],
         ready="/v2/models/model/ready",
-        path="/v2/models/model/infer",
+        home=HOME,
+        cwd=FOLDER,
         env={
             **common,
-            "PORT": "{port}",
-            "GRPC_PORT": str(free_port()),
+            "GRPC_PORT": OTHER_PORT,
             # Its interpreter is linked with libpython: this one's, or it takes the system's and finds a library of another version.
             "LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR")),
         },
     )
-    mlserver = Peer(
-        [str(environment("mlserver", FOLDER) / "mlserver"), "start", str(FOLDER / "mlserver")],
+    mlserver = Served(
+        [str(programs("mlserver") / "mlserver"), "start", "mlserver"],
         ready="/v2/models/model/ready",
-        path="/v2/models/model/infer",
+        home=HOME,
+        cwd=FOLDER,
         env={
             **common,
-            "MLSERVER_HTTP_PORT": "{port}",
-            "MLSERVER_GRPC_PORT": str(free_port()),
+            "MLSERVER_HTTP_PORT": PORT,
+            "MLSERVER_GRPC_PORT": OTHER_PORT,
             "MLSERVER_METRICS_PORT": str(free_port()),
             "MLSERVER_PARALLEL_WORKERS": "0",  # the model in the process that answers, as here
             "MLSERVER_DEBUG": "false",
@@ -129,35 +132,27 @@ def systems(home: Path, model: str, onnx: Path) -> Mapping[str, Any]:
     return {"ours": ours, "ours_json": ours, "pytriton": pytriton, "mlserver": mlserver}
 
 
-def onnx_file(home: Path, model: str) -> Path:
-    """The fp32 file of a model in that store."""
-    folder = home / "models" / model
-    return folder / (folder / "latest").read_text().strip() / "fp32.onnx"
-
-
-def tensor_files(onnx: Path, model: str) -> Mapping[bool, Sequence[str]]:
-    """Eight bodies of one row each, no two alike: as binary tensors (True) and as JSON (False)."""
-    [spec] = ort.InferenceSession(str(onnx), providers=["CPUExecutionProvider"]).get_inputs()
-    folder = WORK / "tensors"
-    folder.mkdir(parents=True, exist_ok=True)
-    files: dict[bool, list[str]] = {True: [], False: []}
+def tensor_files(package: Model) -> Mapping[str, Sequence[Path]]:
+    """Eight requests of one row each for each system, no two alike: binary tensors for those that read them, JSON for the others."""
+    [spec] = ort.InferenceSession(str(package.onnx), providers=["CPUExecutionProvider"]).get_inputs()
+    files: dict[str, list[Path]] = {name: [] for name in SYSTEMS}
     for seed in range(8):
         inputs = {spec.name: np.random.default_rng(seed).integers(0, 256, (1, *spec.shape[1:]), dtype=np.uint8)}
         binary, length = binary_body(inputs, parameters={"binary_data_output": True})
-        for is_binary, body, suffix in ((True, binary, f"{length}.tensors"), (False, json_body(inputs), "json")):
-            path = folder / f"{model}_{seed}.{suffix}"
-            path.write_bytes(body)
-            files[is_binary].append(str(path))
+        for name, (_, is_binary) in SYSTEMS.items():
+            path = f"/v2/models/{package.name if name in PEERS_OF else 'model'}/infer"
+            if is_binary:
+                request = client.post(path, "application/octet-stream", binary, f"Inference-Header-Content-Length: {length}\r\n")
+            else:
+                request = client.post(path, "application/json", json_body(inputs))
+            files[name].append(client.request_file(request))
     return files
 
 
-def load(name: str, server: Any, model: str, callers: int, seconds: float, bodies: Mapping[bool, Sequence[str]]) -> dict[str, Any]:
-    """A closed loop of `callers`; requests per second, and the CPU seconds the server used for each."""
-    before = cpu_seconds(server)
-    path = getattr(server, "path", f"/v2/models/{model}/infer")
-    run: dict[str, Any] = run_json("benchmarks.client", server.port, path, callers, seconds, *bodies[SYSTEMS[name][1]])
-    total = run["requests"] * (seconds + 1.5) / seconds  # the warm-up's requests used CPU as well
-    return run | {"server_cpu_s_per_request": (cpu_seconds(server) - before) / max(total, 1)}
+def figures(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Each figure of several runs by its median and spread; the answers that were no 200 counted."""
+    names = ("requests_per_s", "p50_ms", "p99_ms", "server_cpu_s_per_request")
+    return {name: summary([run[name] for run in runs]) for name in names} | {"failed": sum(run["failed"] for run in runs)}
 
 
 def over(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
@@ -167,10 +162,8 @@ def over(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
 
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
-    machine = result["machine"]
     lines = [
-        f"Measured {result['measured_at'][:10]} on {machine['cpus']} CPUs ({machine['cpu']}), fp32, one row a request; {result['rounds']} "
-        f"rounds of {result['seconds_each']:g} s in turns, medians (lowest to highest); the client shares the CPUs.",
+        headline(result, ", one row a request (lowest to highest); the client shares the CPUs."),
         "",
         "| model | callers | system | requests/s | over bare, by round | p50 ms | p99 ms | CPU ms/request | failed |",
         "|---|---|---|---|---|---|---|---|---|",

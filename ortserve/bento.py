@@ -1,4 +1,4 @@
-"""The seam to BentoML: a `Service` that pins its model, watches its first workers' start, and puts our edge in front of BentoML's app."""
+"""The seam to BentoML: a `Service` that pins its models, watches its first workers' start, and puts our edge in front of BentoML's app."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import bentoml
 from _bentoml_sdk.service import Service
 from bentoml import Tag
 from bentoml.exceptions import BentoMLException, NotFound
@@ -38,13 +39,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ortserve.bento")
 
 
-def wanted_model() -> BentoModel:
-    """The model that ORTSERVE_MODEL names, "digits" where it is unset. Raises ModelError where that is no tag."""
-    text = os.environ.get(startup.MODEL_ENV) or "digits"
-    try:
-        return PackagedModel(text)
-    except (BentoMLException, ValueError) as error:
-        raise ModelError(f"{startup.MODEL_ENV}={text!r} is no model tag: expected NAME or NAME:VERSION ({error})") from None
+def wanted_models(profile: Profile) -> list[BentoModel]:
+    """The models to serve, as `startup.wanted_tags` has them. Raises ModelError where one is no tag."""
+    models: list[BentoModel] = []
+    for tag in startup.wanted_tags(profile):
+        try:
+            models.append(PackagedModel(tag))
+        except (BentoMLException, ValueError) as error:
+            raise ModelError(f"{tag!r} is no model tag: expected NAME or NAME:VERSION ({error})") from None
+    return models
 
 
 class PackagedModel(BentoModel):
@@ -72,16 +75,27 @@ def exit_with_one_line() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Package:
-    """A model package, read, and its task."""
+    """A model package, read, its task, and the profile as this model runs."""
 
     folder: Path
     version: str
     manifest: Manifest
     task: Task
+    profile: Profile
 
 
 class PackagedService(Service[Any]):
-    """A BentoML service around one packaged model. `inner.profile` decides how it runs; `services.py` has those there are."""
+    """A BentoML service around packaged models, `inner.models`. `inner.profile` decides how it runs; `services.py` has those there are."""
+
+    def __attrs_post_init__(self) -> None:
+        """Take the models, and be told before the first worker is started."""
+
+        def begin() -> None:
+            self.begin()
+
+        self.inner.begin = bentoml.on_deployment(begin)  # BentoML looks for it there
+        super().__attrs_post_init__()
+        self.models.extend(self.inner.models)
 
     @property
     def worker_count(self) -> int:
@@ -89,9 +103,13 @@ class PackagedService(Service[Any]):
         raise NotImplementedError
 
     @cached_property
-    def engine(self) -> Engine:
-        """What answers this worker's rows, once it can. Raises StartupError."""
+    def engines(self) -> Mapping[str, Engine]:
+        """What answers this worker's rows, once it can, by the model's name. Raises StartupError."""
         raise NotImplementedError
+
+    def holds(self, name: str) -> bool:  # noqa: ARG002  the runners' own
+        """Whether the model of that name, one of those that are served, is this service's."""
+        return True
 
     def routes(self, ready: Readiness, lives: Liveness) -> list[Route]:
         """What this worker's edge answers."""
@@ -106,7 +124,7 @@ class PackagedService(Service[Any]):
 
     async def close(self) -> None:
         """Answer what was admitted."""
-        await self.engine.close()
+        await asyncio.gather(*(engine.close() for engine in self.engines.values()))
 
     @property
     def profile(self) -> Profile:
@@ -121,23 +139,20 @@ class PackagedService(Service[Any]):
             for info in bento.info.all_models:
                 _stored(info.tag)
 
-    def selected(self) -> Any:
-        """The stored model to serve: in a bento one of its own list, else the one ORTSERVE_MODEL names. Raises ModelError."""
+    def selected(self) -> list[Any]:
+        """The stored models to serve: in a bento of its own list, else those that were asked for. Raises ModelError."""
         if self.bento is None:
-            return self.models[0].resolve()
-        pinned = [info.tag for info in self.bento.info.all_models]
-        own = next(info for info in self.bento.info.services if info.name == self.name).models
-        wanted = os.environ.get(startup.MODEL_ENV)
-        tag = next((tag for tag in pinned if wanted in (str(tag), tag.name)), None) if wanted else own[0].tag
-        if tag is None:
-            raise ModelError(
-                f"{startup.MODEL_ENV}={wanted} is not in this bento: expected one of {', '.join(map(str, pinned))}; "
-                f"unset it to serve {own[0].tag}"
-            )
-        return _stored(tag)
+            return [model.resolve() for model in self.models if self.holds(model.tag.name)]
+        info = self.bento.info
+        pinned = [model.tag for model in info.all_models]
+        if os.environ.get(startup.MODEL_ENV) or self.profile.models:
+            tags = [_pinned(wanted, pinned) for wanted in startup.wanted_tags(self.profile)]
+        else:
+            tags = [model.tag for model in next(service for service in info.services if service.name == info.entry_service).models]
+        return [_stored(tag) for tag in tags if self.holds(tag.name)]
 
     def begin(self) -> None:
-        """In the parent, before any worker exists: the model is chosen, the run folder made, the first workers watched."""
+        """In the parent, before any worker exists: the models are chosen, the run folder made, the first workers watched."""
         logs.configure(self.profile.logging)
         with exit_with_one_line():
             self.selected()
@@ -171,34 +186,42 @@ class PackagedService(Service[Any]):
         )
 
     @cached_property
-    def package(self) -> Package:
-        """The package to serve and its task. Raises StartupError."""
+    def packages(self) -> Mapping[str, Package]:
+        """The packages to serve and their tasks, by name. Raises StartupError."""
         from ortserve import tasks
         from ortserve.manifest import Manifest
 
-        stored = self.selected()
-        folder = Path(stored.path)
-        manifest = Manifest.read(folder)
-        return Package(folder, stored.tag.version or "", manifest, tasks.load(manifest, folder, self.profile))
+        packages = {}
+        for stored in self.selected():
+            folder = Path(stored.path)
+            manifest = Manifest.read(folder)
+            profile = self.profile.for_model(manifest.name)
+            packages[manifest.name] = Package(folder, stored.tag.version or "", manifest, tasks.load(manifest, folder, profile), profile)
+        return packages
 
-    def open_engine(self) -> LocalEngine:
-        """The package's engine in this process, warm, on a confirmed provider. Raises StartupError."""
+    def open_engines(self) -> Mapping[str, LocalEngine]:
+        """The packages' engines in this process, warm, each on a confirmed provider. Raises StartupError."""
+        self.metrics.started()
+        folder = readiness.run_folder()
+        place = startup.place_among_workers(folder, self.name)
+        return {name: self._open(package, folder, place) for name, package in self.packages.items()}
+
+    def _open(self, package: Package, folder: Path, place: int) -> LocalEngine:
         from ortserve import local_engine  # imported late: only the process with the session needs ONNX Runtime
 
-        package = self.package
-        name = package.manifest.name
+        name, profile = package.manifest.name, package.profile
 
         def open_on(execution: Execution) -> LocalEngine:
             return local_engine.LocalEngine.open(
                 package.folder,
                 package.manifest,
                 outputs=package.task.outputs,
-                profile=self.profile,
-                execution=execution,
+                profile=profile,
+                execution=startup.on_own_device(execution, place),
                 observer=self.metrics.for_model(name),
             )
 
-        engine = startup.open_agreed(readiness.run_folder(), self.profile, open_on)
+        engine = startup.open_agreed(folder, profile, name, open_on)
         facts = engine.facts()
         self.metrics.describe(
             model=name,
@@ -209,7 +232,7 @@ class PackagedService(Service[Any]):
             provider=facts["provider"],
             onnxruntime_version=local_engine.onnxruntime_version(),
         )
-        logger.info("serving %s:%s, %s, on %s, profile %s", name, package.version, facts["precision"], facts["provider"], self.profile.name)
+        logger.info("serving %s:%s, %s, on %s, profile %s", name, package.version, facts["precision"], facts["provider"], profile.name)
         return engine
 
     def to_asgi(self, is_main: bool = True) -> App:
@@ -246,7 +269,11 @@ class PackagedService(Service[Any]):
             readiness.expect(folder, self.name, self.worker_count)
             self._open_metrics_port(folder)
         routes = self.routes(ready, lives)
-        tracer = tracing.configure(self.profile.tracing, service_name=self.name, service_version=self.package.version)
+        tracer = tracing.configure(self.profile.tracing, service_name=self.name, service_version=self._version())
+
+        async def start() -> None:
+            for engine in self.engines.values():
+                await engine.start()
 
         async def close() -> None:
             await self.close()
@@ -259,7 +286,7 @@ class PackagedService(Service[Any]):
             at_once=lambda: parent.stops_at_once(folder),
             parent_lives=lambda: readiness.parent_lives(folder),
         )
-        inner = AppFactory(self, ready, lives, drain, self.engine.start, close, is_main=is_main)()
+        inner = AppFactory(self, ready, lives, drain, start, close, is_main=is_main)()
         own = {route.path for route in inner.routes if not isinstance(route, Mount) and hasattr(route, "path")}
         edge = Edge(
             inner,
@@ -272,10 +299,25 @@ class PackagedService(Service[Any]):
         )
         return self.in_front(edge)
 
+    def _version(self) -> str:
+        """What a trace shows: the bento's, or that of the one model of a checkout."""
+        if self.bento is not None:
+            return self.bento.tag.version or ""
+        return ", ".join(package.version for package in self.packages.values())
+
+
+def _pinned(wanted: str, pinned: Sequence[Tag]) -> Tag:
+    """The bento's own model that NAME or NAME:VERSION means. Raises ModelError."""
+    tag = next((tag for tag in pinned if wanted in (str(tag), tag.name)), None)
+    if tag is None:
+        raise ModelError(
+            f"model {wanted} is not in this bento: expected one of {', '.join(map(str, pinned))}; choose with {startup.MODEL_ENV} or with "
+            "the profile's models, or build a bento that holds it"
+        )
+    return tag
+
 
 def _stored(tag: Tag) -> Any:
-    import bentoml
-
     try:
         return bentoml.models.get(tag)
     except NotFound:

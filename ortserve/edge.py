@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
@@ -142,6 +143,7 @@ class Edge:
     async def _respond(self, template: str, route: Route | None, request: Request, scope: Scope, answer: _Answer) -> None:
         try:
             if route is None:
+                _told.set(answer.told)
                 await self._inner(scope, request.receive, answer.pass_on)
                 return
             reply = await route.handler(request)
@@ -161,6 +163,18 @@ class Edge:
 
 
 _GUIDE = "GET / shows what there is"
+_told: ContextVar[list[errors.OrtServeError] | None] = ContextVar("told", default=None)  # by user-defined APIs of the request in hand
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Lets the edge know of an error in a user-defined API: BentoML answers 500 to any that it does not know."""
+    try:
+        yield
+    except errors.OrtServeError as error:
+        if (told := _told.get()) is not None:
+            told.append(error)
+        raise
 
 
 def _refuse(error: errors.RequestError) -> Handler:
@@ -195,6 +209,7 @@ class _Answer:
         self._incoming = incoming
         self._head = head
         self._replaced: int | None = None
+        self.told: list[errors.OrtServeError] = []
         self.status = 500
         self.begun = False
         self.complete = False
@@ -229,7 +244,8 @@ class _Answer:
             message["headers"] = [*message["headers"], self._id_header]
         elif self._replaced is not None:
             if not message.get("more_body", False):
-                await self.send(_foreign_error(self._replaced))
+                ours = self.told and self._replaced == 500
+                await self.send(error_reply(self.told[-1]) if ours else _foreign_error(self._replaced))
             return
         else:
             self.sent_bytes += len(message.get("body", b""))

@@ -7,6 +7,7 @@ The flow that raises them:
     a request      ──> the sender's fault: RequestError and its children
                    ──> the service's state: QueueFull, DeadlineExceeded, ShuttingDown, RunnerUnavailable, InferenceError (ServingError)
     two processes  ──> FrameError, which ends their stream and reaches no caller
+    tuning         ──> TuneError
 
 `code` is the stable, machine-readable name a caller can branch on. The message says what was expected, what came and the
 remedy. For RequestError and ServingError the message travels to the caller: it names no path and quotes no library.
@@ -75,6 +76,12 @@ class ModelError(StartupError):
     """The model package is missing, damaged, or not one this service may use."""
 
     code = "bad_model"
+
+
+class GraphRefused(ModelError):
+    """The model cannot be run as CUDA graphs, which the profile asks for."""
+
+    code = "no_cuda_graph"
 
 
 class ProviderError(StartupError):
@@ -216,3 +223,12 @@ class FrameError(OrtServeError):
     """The other process sent what is no frame, or one it may not send now."""
 
     code = "bad_frame"
+
+
+# --- tuning ----------------------------------------------------------------------------------------------------------
+
+
+class TuneError(OrtServeError):
+    """`python -m ortserve.tune` cannot measure what it was asked to."""
+
+    code = "tune_failed"

@@ -25,8 +25,8 @@ from ortserve.errors import FrameError, OrtServeError, RequestError, ServingErro
 if TYPE_CHECKING:
     from ortserve.session import Tensors
 
-PATH = "/v1/rows"  # of the request whose body and answer they are
-PROTOCOL = 1  # of both ends; they come from one bento, but two machines may be updated one after the other
+PATH = "/v1/rows"  # and the model's name behind it, of the request whose body and answer they are
+PROTOCOL = 2  # of both ends; they come from one bento, but two machines may be updated one after the other
 MAX_FRAME_BYTES = 64 * 1024 * 1024  # a row of 4096 x 4096 pixels of three bytes, and a quarter more
 MAX_TENSORS = 64  # in one row
 MAX_DIMENSIONS = 8

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
 import onnxruntime as ort
+import psutil
 
-from ortserve import refusals
+from ortserve import providers, refusals, tensorrt
 from ortserve.batching import Batcher, Observer, Ticket
 from ortserve.cpus import available_cpus
-from ortserve.errors import ModelError
+from ortserve.errors import GraphRefused, ModelError
 from ortserve.manifest import Manifest, Precision
-from ortserve.profile import Batching, Execution, Profile
+from ortserve.profile import GPU_PROVIDERS, Batching, Execution, Profile
 from ortserve.session import Runs, Session
+
+logger = logging.getLogger("ortserve.local_engine")
 
 
 class EngineObserver(Observer, Protocol):
@@ -55,27 +60,74 @@ def choose_precision(manifest: Manifest, execution: Execution) -> Precision:
 def fitted(manifest: Manifest, execution: Execution) -> Execution:
     """The execution as this model runs under it: the batching of rows like its own, cut to the largest batch it was verified at.
 
-    Rows of any length have no end of shapes, and ONNX Runtime would keep a memory pattern for each (22 KiB measured, and no faster).
+    On a CPU no more batches are in flight than there are CPUs: one more would only make the others late. Rows of any length have no end
+    of shapes, and ONNX Runtime would keep a memory pattern for each (22 KiB measured, and no faster).
     """
     ragged = any(isinstance(dim, str) for spec in manifest.inputs for dim in spec.shape[1:])
     batching = execution.text_batching if ragged and execution.text_batching is not None else execution.batching
     limit = min(batching.max_batch_size, manifest.max_batch)
     buckets = tuple(sorted({min(size, limit) for size in batching.buckets}))
     session = execution.session.model_copy(update={"enable_mem_pattern": False}) if ragged else execution.session
-    cut = batching.model_copy(update={"max_batch_size": limit, "buckets": buckets})
-    return execution.model_copy(update={"batching": cut, "session": session})
+    flights = min(batching.max_in_flight, available_cpus()) if execution.provider == "CPUExecutionProvider" else batching.max_in_flight
+    cut = batching.model_copy(update={"max_batch_size": limit, "buckets": buckets, "max_in_flight": flights})
+    options = execution.provider_options
+    if execution.memory_limit_bytes is not None and execution.provider in GPU_PROVIDERS:
+        options = {**options, "gpu_mem_limit": execution.memory_limit_bytes}  # the device's; the machine's is looked at in LocalEngine.open
+    graphs = "off" if ragged else execution.cuda_graphs  # a graph for each number of rows and each length would be no end of them
+    return execution.model_copy(update={"batching": cut, "session": session, "provider_options": options, "cuda_graphs": graphs})
 
 
 def open_session(folder: Path, manifest: Manifest, execution: Execution, outputs: Sequence[str]) -> Session:
-    """The session of a package under a `fitted` execution: file checked against its sha256, provider confirmed, warmed at its sizes."""
+    """The session of a package under a `fitted` execution: file checked against its sha256, provider confirmed, warmed at its sizes.
+
+    Where `cuda_graphs: auto` meets a model that cannot be captured, the log says why and it runs without.
+    """
     precision = choose_precision(manifest, execution)
-    session = Session.open(manifest.verified_path(folder, precision), execution, outputs=outputs)
+    path = manifest.verified_path(folder, precision)
+    if execution.provider == "TensorrtExecutionProvider":
+        providers.prepare(execution.provider)  # the folder of its engine is named after the library's version
+        execution = tensorrt.prepared(execution, manifest, precision)
+    try:
+        return _warm(path, manifest, execution, outputs)
+    except GraphRefused as error:
+        if execution.cuda_graphs == "required":
+            raise GraphRefused(f"model {manifest.name}: {error}") from error
+        logger.warning("model %s runs without CUDA graphs: %s", manifest.name, error)
+    return _warm(path, manifest, execution.model_copy(update={"cuda_graphs": "off"}), outputs)
+
+
+def _warm(path: Path, manifest: Manifest, execution: Execution, outputs: Sequence[str]) -> Session:
+    session = Session.open(path, execution, outputs=outputs)
     if session.inputs != manifest.inputs:
-        raise ModelError(f"model {manifest.name}: the {precision} file takes other inputs than its manifest says: build it again")
+        raise ModelError(f"model {manifest.name}: {path.name} takes other inputs than its manifest says: build it again")
     batching = execution.batching
     lengths = batching.sequence_buckets if batching.buckets else batching.sequence_buckets[:1]
     session.warm_up(batching.buckets or sorted({1, batching.max_batch_size}), lengths or (1,))
     return session
+
+
+def host_memory_bytes() -> int:
+    """What this process has in memory now."""
+    resident: int = psutil.Process().memory_info().rss
+    return resident
+
+
+def _expect_within_limit(manifest: Manifest, session: Session, execution: Execution, before_bytes: int) -> None:
+    """Run as many of the largest batches at once as there may be, then look: ModelError where the model took more than it may."""
+    limit, batching = execution.memory_limit_bytes, execution.batching
+    if limit is None or execution.provider in GPU_PROVIDERS:  # there the device's own arena keeps to it
+        return
+    rows, longest = batching.max_batch_size, 1
+    if session.ragged and manifest.tokenization is not None:
+        longest = manifest.tokenization.max_tokens
+        rows = max(1, min(rows, (batching.max_batch_tokens or rows * longest) // longest))
+    with ThreadPoolExecutor(batching.max_in_flight) as at_once:
+        list(at_once.map(lambda _: session.warm_up([rows], [longest]), range(batching.max_in_flight)))
+    if (taken := host_memory_bytes() - before_bytes) > limit:
+        raise ModelError(
+            f"model {manifest.name} takes {taken} bytes of memory with its largest batches ({batching.max_in_flight} of {rows} rows), "
+            f"expected at most memory_limit_bytes ({limit}): raise that, or lower max_batch_size, max_batch_tokens or max_in_flight"
+        )
 
 
 class LocalEngine:
@@ -105,7 +157,9 @@ class LocalEngine:
         precision = choose_precision(manifest, execution)
         execution = fitted(manifest, execution)
         batching = execution.batching
+        before_bytes = host_memory_bytes()
         session = open_session(folder, manifest, execution, outputs)
+        _expect_within_limit(manifest, session, execution, before_bytes)
         if observer:
             observer.opened(
                 queue_rows=batching.max_queue_size,
@@ -118,10 +172,14 @@ class LocalEngine:
         facts = {
             "provider": session.provider,
             "nodes_by_provider": session.nodes_by_provider(),
+            "cuda_graphs": session.cuda_graphs,
             "precision": precision,
             "sha256": manifest.variants[precision].sha256,
             "batching": batching.model_dump(mode="json"),
             "session": execution.session.model_dump(mode="json"),
+            "host_memory_bytes": host_memory_bytes() - before_bytes,
+            "memory_limit_bytes": execution.memory_limit_bytes,
+            "device_id": session.device_id,
             "cpus": available_cpus(),
             "pid": os.getpid(),
         }

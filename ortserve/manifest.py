@@ -37,6 +37,10 @@ class TensorSpec(_Facts):
     dtype: str  # numpy's name: "uint8", "float32"
     shape: tuple[int | str, ...]
 
+    def concrete(self, rows: int, length: int = 1) -> tuple[int, ...]:
+        """The shape with its first dimension as `rows` and any other free one as `length`."""
+        return (rows, *(dim if isinstance(dim, int) else length for dim in self.shape[1:]))
+
 
 class Preprocessing(_Facts):
     """How a decoded RGB picture becomes `uint8[height, width, 3]`; equals torchvision's reference transform on PIL pictures.

@@ -222,18 +222,16 @@ class Metrics:
     def _known(self, model: str) -> ModelMetrics:
         return self._models.get(model) or self.for_model(UNKNOWN)
 
-    def started(self, model: str) -> None:
-        """This process is a worker of that model, whether its session is here or in another."""
+    def started(self) -> None:
+        """This process is a worker, whether its sessions are here or in another."""
         self.gauge("ortserve_workers").set(1)
         self.gauge("ortserve_start_time_seconds").labels(*self._service[:2]).set(time.time())
         self.counter("ortserve_worker_starts_total").inc()
-        self.for_model(model)
 
     def describe(
         self, *, model: str, version: str, task: str, precision: str, sha256: str, provider: str, onnxruntime_version: str
     ) -> None:
-        """State the facts of a loaded model, which make this process a worker; `provider` is the one its session confirmed."""
-        self.started(model)
+        """State the facts of a loaded model; `provider` is the one its session confirmed."""
         self.gauge("ortserve_model_info").labels(model, version, task, precision, sha256, provider, onnxruntime_version).set(1)
         self.gauge("ortserve_provider_active_workers").labels(model, provider).set(1)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -21,6 +22,13 @@ SHIPPED = Path(__file__).resolve().parent.parent / "profiles"
 
 Provider = Literal["TensorrtExecutionProvider", "CUDAExecutionProvider", "OpenVINOExecutionProvider", "CPUExecutionProvider"]
 GPU_PROVIDERS: frozenset[str] = frozenset({"TensorrtExecutionProvider", "CUDAExecutionProvider"})
+# Options of TensorRT that `tensorrt.py` writes; by hand they would fit one model and one batching.
+MADE_FROM_THE_MODEL: frozenset[str] = frozenset(
+    {
+        *("trt_profile_min_shapes", "trt_profile_opt_shapes", "trt_profile_max_shapes"),
+        *("trt_engine_cache_enable", "trt_engine_cache_path", "trt_timing_cache_enable", "trt_timing_cache_path"),
+    }
+)
 
 
 class _Section(BaseModel):
@@ -79,6 +87,11 @@ class Execution(_Section):
     provider: Provider
     provider_options: dict[str, str | int | float | bool] = {}
     precision: tuple[Precision, ...] = ("fp32",)  # the first one that the model package holds is served
+    device_ids: tuple[int, ...] = ()  # GPUs to choose from, each worker the next; (): the one of provider_options.device_id
+    # What the model may take of the device's memory, or of the machine's where it runs on the CPU; None: no limit.
+    memory_limit_bytes: int | None = Field(default=None, ge=1)
+    # One for each size in buckets, captured before ready. auto: where the model can be captured; never for rows of any length
+    cuda_graphs: Literal["off", "auto", "required"] = "off"
     session: Session = Session()
     batching: Batching = Batching()
     text_batching: Batching | None = None  # for models whose rows are texts, of any length; None: as `batching`
@@ -90,6 +103,37 @@ class Execution(_Section):
             raise ValueError("expected at least one of fp32, fp16, int8")
         return value
 
+    @model_validator(mode="after")
+    def _one_device(self) -> Execution:
+        if self.device_ids and self.provider not in GPU_PROVIDERS:
+            raise ValueError(f"device_ids: {self.provider} has no GPUs to choose from: leave them out")
+        if self.device_ids and "device_id" in self.provider_options:
+            raise ValueError("device_ids and provider_options.device_id both name the device: give one of them")
+        if self.memory_limit_bytes is not None and self.provider == "TensorrtExecutionProvider":
+            raise ValueError("memory_limit_bytes: TensorRT keeps to none; limit trt_max_workspace_size in provider_options")
+        if self.memory_limit_bytes is not None and "gpu_mem_limit" in self.provider_options:
+            raise ValueError("memory_limit_bytes and provider_options.gpu_mem_limit both limit the memory: give one of them")
+        return self
+
+    @field_validator("provider_options")
+    @classmethod
+    def _not_made_here(cls, value: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
+        if "enable_cuda_graph" in value or "trt_cuda_graph_enable" in value:
+            raise ValueError("one CUDA graph answers for one shape alone: expected cuda_graphs: auto, which has one a bucket")
+        if made := sorted(value.keys() & MADE_FROM_THE_MODEL):
+            raise ValueError(f"{made[0]} is made from the model and its batching: leave it out")
+        return value
+
+    @model_validator(mode="after")
+    def _graphs_have_buckets(self) -> Execution:
+        if self.cuda_graphs == "off":
+            return self
+        if self.provider != "CUDAExecutionProvider":
+            raise ValueError(f"cuda_graphs: expected off for {self.provider}, only CUDAExecutionProvider has them")
+        if not self.batching.buckets:
+            raise ValueError("cuda_graphs: expected batching.buckets, the batch sizes that have a graph each, or cuda_graphs: off")
+        return self
+
 
 class Images(_Section):
     """How bytes become pixels."""
@@ -98,17 +142,22 @@ class Images(_Section):
     decode_threads: int | Literal["auto"] = "auto"
 
 
-class Limits(_Section):
+class ModelLimits(_Section):
+    """What one caller may cost, of what is checked once it is known which model is asked."""
+
+    max_image_pixels: int = Field(default=40_000_000, ge=1)
+    max_text_chars: int = Field(default=32_768, ge=1)
+    request_timeout_ms: float = Field(default=10_000.0, gt=0.0)
+
+
+class Limits(ModelLimits):
     """What one caller may cost. Checked before the cost arises."""
 
     max_image_bytes: int = Field(default=20 * 1024 * 1024, ge=1)
     max_request_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
-    max_image_pixels: int = Field(default=40_000_000, ge=1)
     max_images_per_request: int = Field(default=64, ge=1)
     max_json_bytes: int = Field(default=2 * 1024 * 1024, ge=1)
     max_texts_per_request: int = Field(default=1024, ge=1)
-    max_text_chars: int = Field(default=32_768, ge=1)
-    request_timeout_ms: float = Field(default=10_000.0, gt=0.0)
     body_timeout_ms: float = Field(default=30_000.0, gt=0.0)
     max_buffered_bytes: int = Field(default=512 * 1024 * 1024, ge=1)
 
@@ -153,6 +202,22 @@ class Tracing(_Section):
     sample_rate: float = Field(default=0.1, ge=0.0, le=1.0)
 
 
+class Served(_Section):
+    """One of several models, and how it runs; what it does not say of itself is as the profile has it for all."""
+
+    model: str = Field(min_length=1)  # NAME or NAME:VERSION of the BentoML store
+    runner: str = Field(default="", pattern=r"^[a-z0-9_]*$")  # placement separate: models of one name share a runner process
+    execution: tuple[Execution, ...] = Field(min_length=1)
+    images: Images
+    limits: ModelLimits
+    objectives: Objectives
+
+    @property
+    def name(self) -> str:
+        """The model's name, without its version."""
+        return self.model.partition(":")[0]
+
+
 class Profile(_Section):
     """Everything that one way of running decides."""
 
@@ -161,6 +226,7 @@ class Profile(_Section):
     placement: Literal["in_process", "separate"] = "in_process"
     workers: int = Field(default=1, ge=1, le=256)  # API processes; placement separate has one more, the runner
     execution: tuple[Execution, ...] = Field(min_length=1)  # tried in order; the first whose provider the session confirms
+    models: tuple[Served, ...] = ()  # served together; (): those that ORTSERVE_MODEL names
     images: Images = Images()
     limits: Limits = Limits()
     objectives: Objectives = Objectives()
@@ -175,14 +241,57 @@ class Profile(_Section):
         wanted = self.objectives.p99_ms
         return self.limits.request_timeout_ms / 4 if wanted == "auto" else wanted
 
+    def for_model(self, name: str) -> Profile:
+        """As the model of that name runs."""
+        for served in self.models:
+            if served.name == name:
+                own = {"execution": served.execution, "images": served.images, "objectives": served.objectives}
+                return self.model_copy(update=own | {"limits": self.limits.model_copy(update=served.limits.model_dump())})
+        return self
+
+    def runner_of(self, name: str) -> str:
+        """The name of the runner process that holds the model of that name, "" for the one that needs none."""
+        return next((served.runner for served in self.models if served.name == name), "")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherited(cls, data: Any) -> Any:
+        """Each model's sections over the profile's own."""
+        if not isinstance(data, Mapping) or not isinstance(models := data.get("models"), list | tuple):
+            return data
+        return {**data, "models": [_over(data, model) if isinstance(model, Mapping) else model for model in models]}
+
+    @model_validator(mode="after")
+    def _each_model_once(self) -> Profile:
+        names = [served.name for served in self.models]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"models: {twice} is there twice: requests choose a model by its name, so one version of each can be served")
+        for served in self.models:
+            if served.runner and self.placement != "separate":
+                raise ValueError(f"models: {served.name} has a runner, which placement: {self.placement} has none of: leave it out")
+        return self
+
     @model_validator(mode="after")
     def _target_can_be_missed(self) -> Profile:
-        if self.p99_target_ms >= self.limits.request_timeout_ms:
-            raise ValueError(
-                f"objectives.p99_ms ({self.p99_target_ms:g}) must be below limits.request_timeout_ms ({self.limits.request_timeout_ms:g}): "
-                "what would take longer is dropped unanswered, so that a later answer never comes and the alert never would"
-            )
+        for whose, one in (("", self), *((f"models: {served.name}: ", self.for_model(served.name)) for served in self.models)):
+            if one.p99_target_ms >= one.limits.request_timeout_ms:
+                raise ValueError(
+                    f"{whose}objectives.p99_ms ({one.p99_target_ms:g}) must be below limits.request_timeout_ms "
+                    f"({one.limits.request_timeout_ms:g}): what would take longer is dropped unanswered, so that a later answer never "
+                    "comes and the alert never would"
+                )
         return self
+
+
+def _over(profile: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of a model, laid over what the profile says for all of them."""
+    merged: dict[str, Any] = {"execution": profile.get("execution", ()), **model}
+    for section, known in (("images", Images), ("limits", ModelLimits), ("objectives", Objectives)):
+        common = profile.get(section, {})
+        own = model.get(section, {})
+        if isinstance(common, Mapping) and isinstance(own, Mapping):
+            merged[section] = {key: value for key, value in common.items() if key in known.model_fields} | dict(own)
+    return merged
 
 
 def shipped_names() -> tuple[str, ...]:
@@ -219,7 +328,8 @@ def load(reference: str) -> Profile:
 
 def _explain(error: ValidationError) -> str:
     """The first fault of a profile in one line: the key, what is wrong, and the nearest valid key where one was mistyped."""
-    fault = error.errors(include_url=False)[0]
+    faults = error.errors(include_url=False)
+    fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])  # a mistyped key is also one that is missing
     location = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         section = _section_at(fault["loc"][:-1])

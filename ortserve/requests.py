@@ -1,9 +1,10 @@
-"""What a request carries: a task's payloads and parameters out of a body, by what the endpoint says it takes."""
+"""What a request carries: the model it asks, payloads and parameters out of a body, by what the endpoint says it takes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -16,6 +17,23 @@ Payload = Any  # bytes or a view of them where the endpoint takes Files, what it
 
 MAX_FIELDS = 16  # form fields beside the payloads; an endpoint knows a handful
 MAX_FIELD_BYTES = 1024  # of the text in one
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that was read, before it is known which model answers it."""
+
+    model: str | None  # NAME or NAME:VERSION; None where the request names none
+    payloads: Sequence[Payload]  # in order; a RequestError where one cannot be
+    said: JsonRequest | Mapping[str, str]  # everything else
+
+    def parameters(self, takes: Files | Json) -> Any:
+        """What it says of its payloads, checked by the task of the model that answers. Raises InvalidParameter."""
+        if isinstance(takes, Files):
+            return takes.parameters(cast(Mapping[str, str], self.said))
+        if takes.check is not None:
+            takes.check(self.said)
+        return self.said
 
 
 def accept(kind: str, takes: Files | Json) -> None:
@@ -32,8 +50,8 @@ def accept(kind: str, takes: Files | Json) -> None:
 
 def parse(
     data: bytes, kind: str, options: Mapping[bytes, bytes], query: Sequence[tuple[str, str]], takes: Files | Json, limits: Limits
-) -> tuple[Sequence[Payload], Any]:
-    """The payloads in order (a RequestError where one cannot be), and their checked parameters. Raises RequestError."""
+) -> Asked:
+    """The request in that body. Raises RequestError."""
     payloads: Sequence[Payload]
     if isinstance(takes, Json):
         if query:
@@ -44,7 +62,7 @@ def parse(
             raise PayloadTooLarge(
                 f"{takes.field}: expected at most {limits.max_texts_per_request} in one request, got {len(payloads)}: send several requests"
             )
-        return payloads, asked
+        return Asked(asked.model, payloads, asked)
     fields: dict[str, str] = {}
     for name, value in query:
         _add(fields, name, value)
@@ -53,21 +71,28 @@ def parse(
         most = limits.max_images_per_request if takes.many else 1
         parts = body.parse_multipart(data, options.get(b"boundary", b""), max_parts=most + MAX_FIELDS)
         payloads = _files(parts, takes, most, fields)
-    return payloads, takes.parameters(fields)
+    return _of_fields(payloads, fields)
 
 
-def from_fields(takes: Files | Json, fields: Mapping[str, Any]) -> tuple[Sequence[Payload], Any]:
-    """As `parse`, of a typed call inside this process: files are paths, which are read here. Raises RequestError, OSError."""
+def from_fields(takes: Files | Json, fields: Mapping[str, Any]) -> Asked:
+    """As `parse`, of a typed call inside this process: files are bytes, or paths that are read here. Raises RequestError, OSError."""
     given = {name: value for name, value in fields.items() if value is not None}
     if isinstance(takes, Json):
         try:
             asked = takes.model.model_validate(given)
         except ValidationError as error:
             raise _fault(error, takes) from None
-        return asked.payloads(), asked
+        return Asked(asked.model, asked.payloads(), asked)
     files = given.pop(takes.field)
-    payloads = [file.read_bytes() for file in (files if takes.many else [files])]
-    return payloads, takes.parameters({name: str(value) for name, value in given.items()})
+    payloads = [file if isinstance(file, bytes) else file.read_bytes() for file in (files if takes.many else [files])]
+    return _of_fields(payloads, {name: str(value) for name, value in given.items()})
+
+
+def _of_fields(payloads: Sequence[Payload], fields: dict[str, str]) -> Asked:
+    model = fields.pop("model", None)
+    if model and model[0] == model[-1] == '"':
+        model = model[1:-1]  # BentoML's own client writes JSON into text fields
+    return Asked(model, payloads, fields)
 
 
 def _from_json(data: bytes, takes: Json) -> JsonRequest:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ortserve import body, requests
+from ortserve.choice import Choice
 from ortserve.edge import Handler, Request, Route
 from ortserve.engine import Engine
 from ortserve.errors import NotFound, RequestError, ServingError
@@ -17,40 +18,47 @@ from ortserve.page import page
 from ortserve.profile import Limits, Profile
 from ortserve.readiness import Readiness
 from ortserve.replies import Reply, error_body, json_reply, log_failure
+from ortserve.requests import Asked
 from ortserve.tasks.endpoint import Endpoint, Json
 from ortserve.v2 import routes as v2_routes
 
 MULTIPART_OVERHEAD_BYTES = 64 * 1024  # boundaries, part headers and form fields around one picture
 
 
-def build(served: ServedModel, profile: Profile, readiness: Readiness, liveness: Liveness, metrics: Metrics) -> list[Route]:
-    """Every route of the service: the task's endpoints, the models' facts, health, and metrics where they have no port of their own."""
+def build(
+    models: Mapping[str, ServedModel],
+    choices: Mapping[str, Choice],
+    profile: Profile,
+    readiness: Readiness,
+    liveness: Liveness,
+    metrics: Metrics,
+) -> list[Route]:
+    """Every route of the service: the tasks' endpoints, the models' facts, health, and metrics where they have no port of their own."""
     budget = body.BufferBudget(profile.limits.max_buffered_bytes)
-    models = {served.name: served}
-    for endpoint in served.task.endpoints:
-        metrics.expect(endpoint.path)
+    for path in choices:
+        metrics.expect(path)
     return [
-        *(Route("POST", endpoint.path, _predict(served, endpoint, profile.limits, budget)) for endpoint in served.task.endpoints),
-        Route("GET", "/", page(served.name)),
+        *(Route("POST", path, _predict(choice, profile.limits, budget)) for path, choice in choices.items()),
+        Route("GET", "/", page(", ".join(models))),
         Route("GET", "/models", _list_models(models, profile)),
         Route("GET", "/models/{name}", _show_model(models, profile)),
         *v2_routes.build(models, profile, readiness, liveness, metrics, budget),
-        *health(profile, readiness, liveness, metrics, served.engine),
+        *health(profile, readiness, liveness, metrics, [served.engine for served in models.values()]),
     ]
 
 
-def health(profile: Profile, readiness: Readiness, liveness: Liveness, metrics: Metrics, engine: Engine) -> list[Route]:
+def health(profile: Profile, readiness: Readiness, liveness: Liveness, metrics: Metrics, engines: Collection[Engine]) -> list[Route]:
     """What machines ask of every service, also of one that answers nobody else."""
     return [
         Route("GET", "/livez", _alive(liveness)),
-        Route("GET", "/readyz", _ready(readiness, engine)),
+        Route("GET", "/readyz", _ready(readiness, engines)),
         *([Route("GET", "/metrics", _metrics(metrics, readiness))] if profile.metrics.port is None else []),
     ]
 
 
-def _predict(served: ServedModel, endpoint: Endpoint, limits: Limits, budget: body.BufferBudget) -> Handler:
+def _predict(choice: Choice, limits: Limits, budget: body.BufferBudget) -> Handler:
     """A task's endpoint."""
-    takes = endpoint.takes
+    takes = choice.takes
     if isinstance(takes, Json):
         limit_bytes = limits.max_json_bytes
     else:
@@ -63,8 +71,8 @@ def _predict(served: ServedModel, endpoint: Endpoint, limits: Limits, budget: bo
             request.receive, request.headers, limit_bytes=limit_bytes, timeout_s=limits.body_timeout_ms / 1000, budget=budget
         )
         try:
-            payloads, parameters = requests.parse(data, kind, options, request.query(), takes, limits)
-            value, answers = await body.unless_gone(request.receive, respond(served, endpoint, payloads, parameters))
+            asked = requests.parse(data, kind, options, request.query(), takes, limits)
+            value, answers = await body.unless_gone(request.receive, respond(choice, asked))
             if len(answers) != 1 or not isinstance(answer := answers[0], Answer):
                 return json_reply(value)
             if request.span is not None:
@@ -76,13 +84,15 @@ def _predict(served: ServedModel, endpoint: Endpoint, limits: Limits, budget: bo
     return handler
 
 
-async def respond(
-    served: ServedModel, endpoint: Endpoint, payloads: Sequence[Any], parameters: Any
-) -> tuple[Any, Sequence[Answer | RequestError | ServingError]]:
+async def respond(choice: Choice, asked: Asked) -> tuple[Any, Sequence[Answer | RequestError | ServingError]]:
     """The JSON of an endpoint's answer, and where the time of each payload's answer went.
 
-    Raises what ServedModel.predict raises, and the first error of a payload where the endpoint does not answer each on its own.
+    Raises InvalidParameter where no model is meant or it cannot do what is asked, what ServedModel.predict raises, and the first error of
+    a payload where the endpoint does not answer each on its own.
     """
+    offer = choice.of(asked.model)
+    served, endpoint, payloads = offer.served, offer.endpoint, asked.payloads
+    parameters = asked.parameters(endpoint.takes)
     if not endpoint.each_its_own:
         for index, payload in enumerate(payloads):
             _raise(payload, endpoint, index, len(payloads))
@@ -149,11 +159,11 @@ def _alive(liveness: Liveness) -> Handler:
     return handler
 
 
-def _ready(readiness: Readiness, engine: Engine) -> Handler:
+def _ready(readiness: Readiness, engines: Collection[Engine]) -> Handler:
     async def handler(_: Request) -> Reply:
         if (reason := readiness.lacking()) is not None:
             return json_reply(error_body(*reason), 503)
-        if not engine.available:
+        if not all(engine.available for engine in engines):
             return json_reply(error_body("not_ready", "expected a runner that is warm, none is connected: wait and ask again"), 503)
         return json_reply({"status": "ready", "workers": readiness.count()[0]})
 

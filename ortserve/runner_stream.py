@@ -18,22 +18,23 @@ SILENCE_S = 10.0  # after which a runner is lost that should say something every
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a runner listens: a unix socket's `path`, or `host` and `port`."""
+    """Where a runner listens, a unix socket's `path` or `host` and `port`; and which of its models is meant."""
 
     text: str  # as it was given
+    model: str
     path: str | None = None
     host: str = ""
     port: int = 0
 
     @classmethod
-    def parse(cls, text: str) -> Address:
+    def parse(cls, text: str, model: str) -> Address:
         """Of BentoML's runner map: file:///PATH, tcp://HOST:PORT or http://HOST:PORT. Raises ProfileError."""
         try:
             parts = urlsplit(text)
             if parts.scheme == "file" and parts.path:
-                return cls(text, path=unquote(parts.path))
+                return cls(text, model, path=unquote(parts.path))
             if parts.scheme in ("tcp", "http") and parts.hostname:
-                return cls(text, host=parts.hostname, port=parts.port or 80)
+                return cls(text, model, host=parts.hostname, port=parts.port or 80)
         except ValueError:
             pass
         raise ProfileError(f"the runner's address is {text!r}: expected http://HOST:PORT")
@@ -109,7 +110,7 @@ class RunnerStream(asyncio.Protocol):
         host = f"{self._address.host}:{self._address.port}" if self._address.host else "runner"
         fields = {"Host": host, "Content-Type": "application/octet-stream", "Transfer-Encoding": "chunked"}
         head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        transport.write(f"POST {frames.PATH} HTTP/1.1\r\n{head}\r\n".encode())
+        transport.write(f"POST {frames.PATH}/{self._address.model} HTTP/1.1\r\n{head}\r\n".encode())
         self._listen()
 
     def data_received(self, data: bytes) -> None:
@@ -131,7 +132,8 @@ class RunnerStream(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """The answer's status is there."""
         if (status := self._parser.get_status_code()) != 200:
-            self._fail("it is about to end" if status == 503 else f"it answered with status {status}: expected a model_runner there")
+            expected = f"expected a model_runner there that has the model {self._address.model}"
+            self._fail("it is about to end" if status == 503 else f"it answered with status {status}: {expected}")
 
     def on_body(self, data: bytes) -> None:
         """Some frames, or parts of them."""

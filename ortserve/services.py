@@ -1,7 +1,8 @@
-"""The two BentoML services: the one that callers ask, and the runner that holds the model for it where the profile's placement is separate.
+"""The BentoML services: the one that callers ask, and the runners that hold the models for it where the profile's placement is separate.
 
-`placement: in_process`: the runner is left out, every worker has the session and the batcher. `placement: separate`: the workers decode and
-answer, one runner process holds session and batcher. It is of the same `bentoml serve`, or one by itself that BentoML's runner map names.
+`placement: in_process`: the runners are left out, every worker has the sessions and the batchers. `placement: separate`: the workers decode
+and answer, a runner process holds sessions and batchers; one for all models, or those that the profile names. It is of the same
+`bentoml serve`, or one by itself that BentoML's runner map names.
 """
 
 from __future__ import annotations
@@ -13,37 +14,65 @@ import os
 import tempfile
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import bentoml
 import orjson
 from bentoml._internal.configuration.containers import BentoMLContainer
 
-from ortserve import openapi, readiness
+from ortserve import openapi, readiness, startup
 from ortserve.bento import PackagedService
-from ortserve.errors import ProfileError
+from ortserve.errors import NotFound, ProfileError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from bentoml.models import BentoModel
+
     from ortserve.bento import Package
+    from ortserve.choice import Choice
     from ortserve.edge import App, Route
     from ortserve.engine import Engine
     from ortserve.liveness import Liveness
     from ortserve.local_engine import LocalEngine
     from ortserve.model import ServedModel
+    from ortserve.profile import Profile
     from ortserve.readiness import Readiness
     from ortserve.streams import Streams
 
 logger = logging.getLogger("ortserve.services")
 
 _A_SOCKET = "bentoml-uds-12345678/140000000000000.sock"  # as BentoML names it in the temporary folder
-RUNNER = "model_runner"  # its name in BentoML's runner map, and for `bentoml start-http-server --service-name`
+RUNNER = "model_runner"  # its name in BentoML's runner map, and for `bentoml start-http-server --service-name`; _NAME behind it where named
+
+
+def runner_name(name: str) -> str:
+    """The BentoML service's name of the runner that the profile calls so."""
+    return f"{RUNNER}_{name}" if name else RUNNER
+
+
+def runners(profile: Profile, models: list[BentoModel]) -> list[OrtRunner]:
+    """A runner for each that the profile names for one of these models; one where it names none."""
+    names = sorted({profile.runner_of(model.tag.name) for model in models})
+    return [_runner(profile, models, name) for name in names]
+
+
+def _runner(profile: Profile, models: list[BentoModel], name: str) -> OrtRunner:
+    inner = type("ModelRunner", (), {"profile": profile, "models": models, "__doc__": OrtRunner.__doc__})
+    service = bentoml.service(name=runner_name(name), service_class=OrtRunner, workers=1, resources=startup.resources(profile))(inner)
+    return cast(OrtRunner, service)
 
 
 class OrtService(PackagedService):
-    """The service that callers ask: the task's endpoints, and the engine here or in the runner."""
+    """The service that callers ask: the tasks' endpoints, and the engines here or in the runners, `inner.runners`."""
 
     apis: dict[str, Any]  # BentoML's own: its typed methods by name
+
+    def __attrs_post_init__(self) -> None:
+        """Depend on the runners."""
+        for runner in self.inner.runners:
+            setattr(self.inner, runner.name, bentoml.depends(runner))
+        super().__attrs_post_init__()
 
     @property
     def worker_count(self) -> int:
@@ -66,73 +95,93 @@ class OrtService(PackagedService):
             )
 
     def all_services(self, exclude_urls: bool = False) -> dict[str, Any]:
-        """This one and the runner. Those to start (`exclude_urls`) hold the runner only where the profile places it apart."""
+        """This one and the runners. Those to start (`exclude_urls`) hold runners only where the profile places them apart."""
         services: dict[str, Any] = super().all_services(exclude_urls)
-        if exclude_urls and self.profile.placement == "in_process":
-            services.pop(RUNNER, None)
-        return services
+        return {self.name: self} if exclude_urls and self.profile.placement == "in_process" else services
 
     @cached_property
-    def engine(self) -> Engine:
-        """In this process, or in the runner: then this comes back once the runner is warm. Raises StartupError."""
-        return self.open_engine() if self.profile.placement == "in_process" else self._reach_runner()
+    def engines(self) -> Mapping[str, Engine]:
+        """In this process, or in the runners: then this comes back once they are warm. Raises StartupError."""
+        if self.profile.placement == "in_process":
+            return self.open_engines()
+        self.metrics.started()
+        return {name: self._reach_runner(package) for name, package in self.packages.items()}
 
-    def _reach_runner(self) -> Engine:
+    def _reach_runner(self, package: Package) -> Engine:
         from ortserve.remote_engine import RemoteEngine
         from ortserve.runner_stream import Address
 
-        address = BentoMLContainer.remote_runner_mapping.get().get(RUNNER)
+        model = package.manifest.name
+        runner = runner_name(self.profile.runner_of(model))
+        address = BentoMLContainer.remote_runner_mapping.get().get(runner)
         if address is None:
             raise ProfileError(
-                f"profile {self.profile.name} has placement: separate, but there is no {RUNNER}: expected `bentoml serve`, which starts "
-                f"one, or `bentoml start-http-server --depends {RUNNER}=http://HOST:PORT`"
+                f"profile {self.profile.name} has placement: separate, but there is no {runner}: expected `bentoml serve`, which starts "
+                f"one, or `bentoml start-http-server --depends {runner}=http://HOST:PORT`"
             )
-        engine = RemoteEngine(Address.parse(address), _identity(self.package))
+        engine = RemoteEngine(Address.parse(address, model), _identity(package))
         folder = readiness.run_folder()
         if not asyncio.run(engine.wait_for_runner(lambda: not readiness.parent_lives(folder))):
             raise SystemExit(1)  # nobody is left who would want it
-        self.metrics.started(self.package.manifest.name)
         return engine
 
     @cached_property
-    def served(self) -> ServedModel:
-        """The model as this worker serves it. Raises StartupError."""
+    def served(self) -> Mapping[str, ServedModel]:
+        """The models as this worker serves them, by name. Raises StartupError."""
         from ortserve.model import ServedModel
 
-        package = self.package
-        return ServedModel(
-            manifest=package.manifest,
-            version=package.version,
-            task=package.task,
-            engine=self.engine,
-            profile=self.profile,
-            observer=self.metrics.for_model(package.manifest.name),
-        )
+        return {
+            name: ServedModel(
+                manifest=package.manifest,
+                version=package.version,
+                task=package.task,
+                engine=self.engines[name],
+                profile=package.profile,
+                observer=self.metrics.for_model(name),
+            )
+            for name, package in self.packages.items()
+        }
+
+    @cached_property
+    def choices(self) -> Mapping[str, Choice]:
+        """Which of them answer which path."""
+        from ortserve.choice import choices
+
+        return choices(self.served.values())
 
     async def call(self, path: str, **fields: Any) -> Any:
-        """What the endpoint answers to these fields, for callers in this process; HTTP requests take the edge's way."""
-        from ortserve import replies, requests, routes
+        """What the endpoint answers to these fields, for APIs in this process; HTTP requests take the edge's way.
 
-        endpoint = next(endpoint for endpoint in self.served.task.endpoints if endpoint.path == path)
-        payloads, parameters = await asyncio.to_thread(requests.from_fields, endpoint.takes, fields)
-        value, _ = await routes.respond(self.served, endpoint, payloads, parameters)
+        Raises what that would be answered with. An API that lets it through is answered with it, not with BentoML's 500.
+        """
+        from ortserve import edge, replies, requests, routes
+
+        with edge.telling():
+            if path not in self.choices:
+                raise NotFound(f"no model served here answers {path}, only {', '.join(self.choices)}: serve one of its task")
+            choice = self.choices[path]
+            asked = await asyncio.to_thread(requests.from_fields, choice.takes, fields)
+            value, _ = await routes.respond(choice, asked)
         return orjson.loads(replies.to_json(value))
 
     def routes(self, ready: Readiness, lives: Liveness) -> list[Route]:
-        """The task's endpoints, the models' facts, health and metrics."""
+        """The tasks' endpoints, the models' facts, health and metrics."""
         from ortserve import routes
 
-        offered = {endpoint.path for endpoint in self.served.task.endpoints}
-        self.apis = {name: api for name, api in self.apis.items() if api.route in offered}  # of every task; this model has one
-        return routes.build(self.served, self.profile, ready, lives, self.metrics)
+        # Those of ModelService are of every task, and these models have some; what a class under it adds is its own.
+        [declared] = [kind for kind in self.inner.__mro__ if "runners" in vars(kind)]
+        offered = {name: api for name, api in self.apis.items() if name not in vars(declared) or api.route in self.choices}
+        self.apis = offered
+        return routes.build(self.served, self.choices, self.profile, ready, lives, self.metrics)
 
     def leave(self) -> None:
         """Where the runner ends too, this worker's rows still go to it."""
-        self.engine.stay()
+        for engine in self.engines.values():
+            engine.stay()
 
     async def close(self) -> None:
         """Answer what was admitted, then end the threads."""
-        await self.served.close()
+        await asyncio.gather(*(served.close() for served in self.served.values()))
 
     @property
     def openapi_spec(self) -> Any:
@@ -143,7 +192,11 @@ class OrtService(PackagedService):
 
 
 class OrtRunner(PackagedService):
-    """The service that holds session and batcher, and answers API workers over streams. One process: it owns the device."""
+    """Sessions and batchers in a process of their own, which answers API workers over streams; where placement is separate."""
+
+    def holds(self, name: str) -> bool:
+        """Those that the profile gives to this runner."""
+        return bool(runner_name(self.profile.runner_of(name)) == self.name)
 
     @property
     def worker_count(self) -> int:
@@ -154,27 +207,28 @@ class OrtRunner(PackagedService):
         """As every service; by itself only where the profile places it apart, or its machine and the others' would not fit together."""
         if self.profile.placement != "separate":
             raise SystemExit(
-                f"error: profile {self.profile.name} has placement: {self.profile.placement}, expected separate to serve {RUNNER}: "
+                f"error: profile {self.profile.name} has placement: {self.profile.placement}, expected separate to serve {self.name}: "
                 "choose such a profile, or serve model_service"
             )
         super().begin()
 
     @cached_property
-    def engine(self) -> LocalEngine:
+    def engines(self) -> Mapping[str, LocalEngine]:
         """In this process. Raises StartupError."""
-        return self.open_engine()
+        return self.open_engines()
 
     def routes(self, ready: Readiness, lives: Liveness) -> list[Route]:
         """Health and metrics."""
         from ortserve import routes
 
-        return routes.health(self.profile, ready, lives, self.metrics, self.engine)
+        return routes.health(self.profile, ready, lives, self.metrics, self.engines.values())
 
     def in_front(self, edge: App) -> Streams:
         """The streams, and the edge for everything else."""
         from ortserve.streams import Streams
 
-        self._streams = Streams(edge, self.engine, {**_identity(self.package), "engine": self.engine.facts()})
+        facts = {name: {**_identity(self.packages[name]), "engine": engine.facts()} for name, engine in self.engines.items()}
+        self._streams = Streams(edge, self.engines, facts)
         return self._streams
 
     def leave(self) -> None:

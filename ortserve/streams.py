@@ -1,6 +1,7 @@
 """The runner's side of the streams: an ASGI application in front of the edge that answers the rows of each API worker over one request.
 
-A stream is `POST /v1/rows` whose body never ends, and its answer, which never ends either: frames both ways, as soon as there are any.
+A stream is a `POST` to /v1/rows/MODEL whose body never ends, and its answer, which never ends either: frames both ways, as soon as there
+are any.
 """
 
 from __future__ import annotations
@@ -28,25 +29,25 @@ MAX_UNSENT_BYTES = 16 * 1024 * 1024
 class Streams:
     """An ASGI application: streams are answered here, everything else by `inner`."""
 
-    def __init__(self, inner: App, engine: LocalEngine, facts: Mapping[str, Any]) -> None:
-        """`facts` is what every stream begins with: what this runner runs."""
+    def __init__(self, inner: App, engines: Mapping[str, LocalEngine], facts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Both by the model's name. `facts` is what every stream begins with: what this runner runs."""
         self._inner = inner
-        self._engine = engine
-        self._facts = facts
+        self._engines = {f"{frames.PATH}/{model}": (engine, facts[model]) for model, engine in engines.items()}
         self._open: set[_Stream] = set()
         self._going = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one stream, or hand the request on."""
-        if scope["type"] != "http" or scope["path"] != frames.PATH or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["path"] not in self._engines or scope["method"] != "POST":
             await self._inner(scope, receive, send)
             return
         if self._going:
             await send({"type": "http.response.start", "status": 503, "headers": [(b"content-length", b"0"), (b"connection", b"close")]})
             await send({"type": "http.response.body"})
             return
-        stream = _Stream(self._engine, receive, send)
-        stream.put(frames.Hello(self._facts))
+        engine, facts = self._engines[scope["path"]]
+        stream = _Stream(engine, receive, send)
+        stream.put(frames.Hello(facts))
         self._open.add(stream)
         try:
             await stream.serve()

@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 
+from ortserve import frames
 from ortserve.edge import Receive, Scope, Send
 from ortserve.engine import Engine
 from ortserve.local_engine import LocalEngine
@@ -20,7 +21,7 @@ from ortserve.runner_stream import Address
 from ortserve.session import Runs
 from ortserve.streams import Streams
 
-IDENTITY = {"protocol": 1, "model": "x", "version": "1", "sha256": {"fp32": "00"}}
+IDENTITY = {"protocol": frames.PROTOCOL, "model": "x", "version": "1", "sha256": {"fp32": "00"}}
 
 
 @dataclass
@@ -47,7 +48,7 @@ async def nothing(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: 
 async def runner_at(socket: Path, runs: Runs, batching: Batching, identity: Mapping[str, Any] = IDENTITY) -> AsyncIterator[Runner]:
     """A runner that listens there inside the block; what it admitted is answered or lost after it."""
     engine = LocalEngine(runs, batching, facts={"batching": batching.model_dump(mode="json")})
-    streams = Streams(nothing, engine, {**identity, "engine": engine.facts()})
+    streams = Streams(nothing, {"x": engine}, {"x": {**identity, "engine": engine.facts()}})
     config = uvicorn.Config(streams, uds=str(socket), lifespan="off", log_config=None, timeout_graceful_shutdown=0)
     server = uvicorn.Server(config)
     serving = asyncio.ensure_future(server.serve())
@@ -65,7 +66,7 @@ async def runner_at(socket: Path, runs: Runs, batching: Batching, identity: Mapp
 
 def remote(socket: Path) -> RemoteEngine:
     """An engine that looks for its runner there."""
-    return RemoteEngine(Address.parse(f"file://{socket}"), IDENTITY)
+    return RemoteEngine(Address.parse(f"file://{socket}", "x"), IDENTITY)
 
 
 @asynccontextmanager

@@ -76,6 +76,18 @@ def until(happened: Callable[[], bool], timeout_s: float = 90) -> None:
         time.sleep(0.02)
 
 
+def processes_marked(variable: str, value: str) -> list[psutil.Process]:
+    """Every living process that has the environment variable with that value."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(variable) == value and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue  # it ended meanwhile, or belongs to someone else
+    return found
+
+
 class Server:
     """One `bentoml serve`. As a context manager it is ready inside the block and gone after it.
 
@@ -162,14 +174,7 @@ class Server:
 
     def processes(self) -> list[psutil.Process]:
         """Every living process of this server, workers and orphans included."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(_MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except (psutil.Error, OSError):
-                continue  # it ended meanwhile, or belongs to someone else
-        return found
+        return processes_marked(_MARK, self._mark)
 
     def workers(self) -> list[psutil.Process]:
         """The living worker processes, the oldest first."""

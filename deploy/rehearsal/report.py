@@ -14,7 +14,7 @@ RESULTS = ROOT / "deploy" / "results"
 
 def measured(found: Mapping[str, Any]) -> dict[str, Any]:
     """What was found, with when and on what it was measured before it."""
-    from benchmarks.quick import machine
+    from benchmarks.machine import machine
 
     return {"measured_at": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(), **found}
 

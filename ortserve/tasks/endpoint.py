@@ -22,7 +22,9 @@ class Files:
 class JsonRequest(BaseModel):
     """A request that is a JSON object: its fields, checked. It is itself the parameters of its payloads."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str | None = None  # which of several models is asked, by NAME or NAME:VERSION
 
     def payloads(self) -> Sequence[Any]:
         """What is to be answered, each a row of its own."""
@@ -35,6 +37,7 @@ class Json:
 
     model: type[JsonRequest]
     field: str  # the one that carries the payloads: "inputs"
+    check: Callable[[Any], None] | None = None  # what only the model's own task knows of a request. Raises InvalidParameter
 
 
 @dataclass(frozen=True, slots=True)

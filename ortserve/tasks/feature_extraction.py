@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from ortserve.errors import InferenceError, ModelError
+from ortserve.errors import InferenceError, InvalidParameter, ModelError
 from ortserve.tasks.endpoint import Endpoint, Json, JsonRequest
 from ortserve.tasks.row import Row
 from ortserve.tasks.texts import TEXTS_PER_JOB, OneOrMany, TextRequest, Texts
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class OpenAIRequest(JsonRequest):
-    """What OpenAI's `POST /v1/embeddings` takes, and `truncate`. A model's own subclass checks what only it knows."""
+    """What OpenAI's `POST /v1/embeddings` takes, and `truncate`."""
 
     model_config = ConfigDict(strict=True)
 
@@ -76,8 +76,13 @@ class FeatureExtraction:
         self.bounds = self._texts.bounds
         self.endpoints: tuple[Endpoint, ...] = (
             Endpoint("/embed", Json(TextRequest, "inputs"), _render),
-            Endpoint("/v1/embeddings", Json(_openai_request(manifest.name, manifest.embedding.dimension), "input"), _render_openai),
+            Endpoint("/v1/embeddings", Json(OpenAIRequest, "input", self._check), _render_openai),
         )
+        self._dimension = manifest.embedding.dimension
+
+    def _check(self, request: OpenAIRequest) -> None:
+        if request.dimensions not in (None, self._dimension):
+            raise InvalidParameter(f"dimensions: expected {self._dimension} or nothing: no embedding is cut")
 
     def preprocess(self, payload: str, parameters: TextRequest | OpenAIRequest) -> Row:
         """The text's tokens, as `Texts.row`."""
@@ -113,24 +118,3 @@ def _render_openai(model: str, version: str, values: Sequence[Embedded]) -> dict
         "model": model,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
-
-
-def _openai_request(name: str, dimension: int) -> type[OpenAIRequest]:
-    """The request for the model of that name, whose embeddings have that dimension."""
-
-    class Request(OpenAIRequest):
-        @field_validator("model")
-        @classmethod
-        def _served(cls, value: str) -> str:
-            if value != name:
-                raise PydanticCustomError("model", "expected {name}, which is the model served here", {"name": repr(name)})
-            return value
-
-        @field_validator("dimensions")
-        @classmethod
-        def _whole(cls, value: int | None) -> int | None:
-            if value not in (None, dimension):
-                raise PydanticCustomError("dimensions", "expected {dimension} or nothing: no embedding is cut", {"dimension": dimension})
-            return value
-
-    return Request

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
-from ortserve.errors import ModelError
+from ortserve.errors import InvalidParameter, ModelError
 from ortserve.tasks.best_classes import DEFAULT_TOP_K, best_classes
 from ortserve.tasks.endpoint import Endpoint, Json
 from ortserve.tasks.row import Row
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ClassifyTextRequest(TextRequest):
-    """One text or many, and how many classes of each are told. A model's own subclass knows how many there are."""
+    """One text or many, and how many classes of each are told."""
 
     top_k: int | None = Field(default=None, ge=1)
 
@@ -53,7 +52,11 @@ class TextClassification:
             )
         self._texts = Texts(manifest, folder, profile)
         self.bounds = self._texts.bounds
-        self.endpoints: tuple[Endpoint, ...] = (Endpoint("/classify_text", Json(_request(len(manifest.labels)), "inputs"), _render),)
+        self.endpoints: tuple[Endpoint, ...] = (Endpoint("/classify_text", Json(ClassifyTextRequest, "inputs", self._check), _render),)
+
+    def _check(self, request: ClassifyTextRequest) -> None:
+        if request.top_k is not None and request.top_k > len(self._labels):
+            raise InvalidParameter(f"top_k: expected 1 to {len(self._labels)}, the number of classes, got {request.top_k}")
 
     def preprocess(self, payload: str, parameters: ClassifyTextRequest) -> Row:
         """The text's tokens, as `Texts.row`."""
@@ -72,17 +75,3 @@ def _render(model: str, version: str, values: Sequence[Classified]) -> dict[str,
         "results": [{"predictions": value.predictions} for value in values],
         "usage": {"tokens": sum(value.tokens for value in values)},
     }
-
-
-def _request(classes: int) -> type[ClassifyTextRequest]:
-    """The request for a model of that many classes."""
-
-    class Request(ClassifyTextRequest):
-        @field_validator("top_k")
-        @classmethod
-        def _has_as_many(cls, value: int | None) -> int | None:
-            if value is not None and value > classes:
-                raise PydanticCustomError("top_k", "expected 1 to {classes}, the number of classes", {"classes": classes})
-            return value
-
-    return Request

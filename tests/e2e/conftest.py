@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.serving import Server
+from tests import reference
+from tests.serving import ROOT, Server, bentoml_environment
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +20,20 @@ def digits(digits_home: Path) -> Iterator[Server]:
     """A ready service on the default profile."""
     with Server(digits_home) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def faces_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BENTOML_HOME whose store holds `faces`, built from the command line as examples/faces says. For reading: tests share it."""
+    home = tmp_path_factory.mktemp("faces_home")
+    file = home / "faces.onnx"
+    python = {**bentoml_environment(home), "PYTHONPATH": str(reference.FOLDER)}
+    subprocess.run([sys.executable, "examples/faces/make_onnx.py", str(file)], cwd=ROOT, env=python, check=True, timeout=120)
+    command = [sys.executable, "build_model.py", str(file), "--task", "object-detection", "--labels", "examples/faces/labels.txt"]
+    subprocess.run(
+        [*command, "--max-batch", "8"], cwd=ROOT, env=bentoml_environment(home), check=True, timeout=240, stdout=subprocess.DEVNULL
+    )
+    return home
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tests.serving import DIGITS, ROOT, Server, bentoml
 
 pytestmark = pytest.mark.e2e
 
-SHIPPED = ("default", "edge", "latency", "throughput")
+SHIPPED = ("default", "edge", "latency", "multi-model", "tensorrt", "throughput")
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def test_the_bento_names_no_index_and_nothing_of_the_builders_machine(bentos: Be
 
 @pytest.mark.parametrize("profile", SHIPPED)
 def test_every_shipped_profile_starts_with_the_one_bento(bentos: Bentos, serve_bento: Callable[..., Any], profile: str) -> None:
-    with serve_bento(bentos.digits, ORTSERVE_PROFILE=profile) as server:
+    with serve_bento(bentos.digits, ORTSERVE_PROFILE=profile, ORTSERVE_MODEL="digits") as server:
         answer = ask(server, (ROOT / "examples" / "seven.png").read_bytes())
         assert (answer["model"], answer["version"], answer["predictions"][0]["label"]) == ("digits", "1", "7")  # 2 is in the store too
         shown = httpx.get(f"{server.base_url}/models").json()
@@ -145,6 +145,15 @@ def test_a_bento_of_two_models_lets_the_environment_choose(
     with serve_bento(bentos.both, ORTSERVE_MODEL=wanted) as server:
         answer = ask(server, content)
         assert (answer["model"], answer["version"], answer["predictions"][0]["label"]) == served
+
+
+def test_a_bento_serves_all_its_models_at_once_in_the_versions_it_pins(bentos: Bentos, serve_bento: Callable[..., Any]) -> None:
+    with serve_bento(bentos.both, ORTSERVE_MODEL="digits,colours") as server:
+        listed = httpx.get(f"{server.base_url}/models").json()["models"]
+        assert [(model["name"], model["version"]) for model in listed] == [("digits", "1"), ("colours", "1")]
+        png = {"content-type": "image/png"}
+        answer = httpx.post(f"{server.base_url}/classify?model=colours", content=picture("green"), headers=png, timeout=30).json()
+        assert (answer["model"], answer["version"], answer["predictions"][0]["label"]) == ("colours", "1", "green")
 
 
 def test_a_bento_that_carries_its_models_needs_no_store(bentos: Bentos, tmp_path: Path) -> None:

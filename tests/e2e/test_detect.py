@@ -7,15 +7,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from PIL import Image, ImageOps
 
-from tests import reference
 from tests.packages import write_profile
-from tests.serving import ROOT, Server, bentoml_environment
+from tests.serving import ROOT, Server
 
 pytestmark = pytest.mark.e2e
 
@@ -24,18 +24,11 @@ FACE = (178, 59, 272, 179)  # looked at: from the hairline to the chin, from ear
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(faces_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The package of README, on one worker that waits for others to share its batch."""
-    home = tmp_path_factory.mktemp("detect")
-    file = home / "faces.onnx"
-    python = {**bentoml_environment(home), "PYTHONPATH": str(reference.FOLDER)}
-    subprocess.run([sys.executable, "examples/faces/make_onnx.py", str(file)], cwd=ROOT, env=python, check=True, timeout=120)
-    command = [sys.executable, "build_model.py", str(file), "--task", "object-detection", "--labels", "examples/faces/labels.txt"]
-    subprocess.run(
-        [*command, "--max-batch", "8"], cwd=ROOT, env=bentoml_environment(home), check=True, timeout=240, stdout=subprocess.DEVNULL
-    )
-    profile = write_profile(home / "profile.yaml", batching={"max_batch_size": 8, "max_queue_delay_ms": 300})
-    with Server(home, env={"ORTSERVE_MODEL": "faces", "ORTSERVE_PROFILE": profile}) as server:
+    file = tmp_path_factory.mktemp("detect") / "profile.yaml"
+    profile = write_profile(file, batching={"max_batch_size": 8, "max_queue_delay_ms": 300})
+    with Server(faces_home, env={"ORTSERVE_MODEL": "faces", "ORTSERVE_PROFILE": profile}) as server:
         yield server
 
 

@@ -57,6 +57,20 @@ def test_a_batch_holds_no_more_tokens_than_its_bound_and_a_longer_row_runs_alone
     run(test)
 
 
+def test_short_and_long_rows_at_once_leave_no_slot_idle() -> None:
+    async def test() -> None:
+        session, notes = Held(), Notes()
+        batcher = Batcher(session, settings(**RAGGED, max_in_flight=2), ragged={"x"}, observer=notes)
+        tasks = asking(batcher, text(1, 16), *(text(value, 3) for value in (2, 3, 4)))
+        await turns()
+        assert notes.started == [(1, 1, 1), (3, 2, 3)]  # the long one alone, and those behind it at the same time
+        session.release(2)
+        assert await asyncio.gather(*tasks) == [[10], [20], [30], [40]]
+        await batcher.close()
+
+    run(test)
+
+
 def test_fixed_batch_sizes_ask_for_fixed_lengths_too() -> None:
     async def test() -> None:
         session, notes = Held(held=False), Notes()

@@ -316,7 +316,7 @@ def test_a_start_that_nobody_wants_any_more_is_given_up(tmp_path: Path) -> None:
     run(test)
 
 
-@pytest.mark.parametrize("wrong", [{"version": "2"}, {"protocol": 2}, {"sha256": {"fp32": "11"}}])
+@pytest.mark.parametrize("wrong", [{"version": "2"}, {"protocol": 99}, {"sha256": {"fp32": "11"}}])
 def test_a_runner_of_another_model_is_none(wrong: dict[str, object], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         async with runner_at(tmp_path / "s", Held(held=False), settings(), {**IDENTITY, **wrong}):
@@ -593,12 +593,12 @@ def test_a_large_row_and_a_small_one_cross_over_each_other(tmp_path: Path) -> No
 
 
 def test_addresses_of_a_runner_map() -> None:
-    assert Address.parse("file:///tmp/a%20b/1.sock").path == "/tmp/a b/1.sock"
-    assert (Address.parse("tcp://127.0.0.1:3001").host, Address.parse("tcp://127.0.0.1:3001").port) == ("127.0.0.1", 3001)
-    assert (Address.parse("http://runner").host, Address.parse("http://runner").port) == ("runner", 80)
+    assert Address.parse("file:///tmp/a%20b/1.sock", "x").path == "/tmp/a b/1.sock"
+    assert (Address.parse("tcp://127.0.0.1:3001", "x").host, Address.parse("tcp://127.0.0.1:3001", "x").port) == ("127.0.0.1", 3001)
+    assert (Address.parse("http://runner", "x").host, Address.parse("http://runner", "x").port) == ("runner", 80)
 
 
 @pytest.mark.parametrize("text", ["", "runner:3000", "https://runner:3000", "http://:3000", "http://runner:port", "file:"])
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ProfileError, match="expected http://HOST:PORT"):
-        RemoteEngine(Address.parse(text), IDENTITY)
+        RemoteEngine(Address.parse(text, "x"), IDENTITY)

@@ -76,7 +76,9 @@ def test_no_execution_is_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_name_lists_the_shipped_ones() -> None:
-    with pytest.raises(ProfileError, match=r"'latencey' not found: expected one of default, edge, latency, throughput, or the path"):
+    with pytest.raises(
+        ProfileError, match=r"'latencey' not found: expected one of default, edge, latency, multi-model, tensorrt, throughput, or the path"
+    ):
         load("latencey")
 
 
@@ -103,8 +105,8 @@ def test_anything_but_a_mapping_is_refused(tmp_path: Path, text: str) -> None:
         load(write(tmp_path, text))
 
 
-def test_the_four_profiles_are_shipped() -> None:
-    assert {"default", "latency", "throughput", "edge"} <= set(shipped_names())
+def test_the_six_profiles_are_shipped() -> None:
+    assert {"default", "latency", "throughput", "edge", "tensorrt", "multi-model"} <= set(shipped_names())
 
 
 @pytest.mark.parametrize("name", shipped_names())
@@ -115,6 +117,62 @@ def test_shipped_profile_loads_and_fits_itself(name: str) -> None:
         # A request larger than the queue would always be refused with 429, whatever the load.
         assert profile.limits.max_images_per_request <= execution.batching.max_queue_size
     assert profile.limits.max_image_bytes <= profile.limits.max_request_bytes <= profile.limits.max_buffered_bytes
+
+
+# --- several models ---------------------------------------------------------------------------------------------------
+
+SEVERAL = MINIMAL + "limits: {request_timeout_ms: 1000}\nimages: {decoder: draft, decode_threads: 2}\nmodels:\n"
+
+
+def test_a_model_has_what_it_says_of_itself_and_else_what_is_said_for_all(tmp_path: Path) -> None:
+    text = SEVERAL + (
+        "  - model: a:1\n"
+        "    limits: {max_text_chars: 7}\n"
+        "    images: {decoder: exact}\n"
+        "    objectives: {p99_ms: 20}\n"
+        "    execution: [{provider: CPUExecutionProvider, precision: [int8]}]\n"
+        "  - model: b\n"
+    )
+    profile = load(write(tmp_path, text))
+    a, b, other = (profile.for_model(name) for name in ("a", "b", "c"))
+    assert (a.limits.max_text_chars, a.limits.request_timeout_ms, a.limits.max_image_bytes) == (7, 1000, other.limits.max_image_bytes)
+    assert (a.images.decoder, a.images.decode_threads, a.p99_target_ms, a.execution[0].precision) == ("exact", 2, 20, ("int8",))
+    assert (b.limits, b.images, b.p99_target_ms, b.execution) == (other.limits, other.images, 250, other.execution)
+
+
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        ("  - model: a:1\n  - model: a:2\n", "a is there twice: requests choose a model by its name"),
+        ("  - model: a\n    runner: second\n", "a has a runner, which placement: in_process has none of"),
+        ("  - model: a\n    runner: 2nd-GPU\n", r"models\.0\.runner: .*pattern"),
+        ("  - model: a\n    limits: {max_image_bytes: 1}\n", r"unknown key 'models\.0\.limits\.max_image_bytes'"),
+        (
+            "  - model: a\n    limits: {request_timeout_ms: 100}\n    objectives: {p99_ms: 100}\n",
+            r"models: a: objectives\.p99_ms \(100\) must be",
+        ),
+        ("  - modell: a\n", r"unknown key 'models\.0\.modell': did you mean 'model'"),
+        ("  - a\n", r"models\.0"),
+        ("  a: {}\n", "models: "),
+    ],
+)
+def test_what_is_wrong_with_a_model_is_told_with_its_place(tmp_path: Path, models: str, words: str) -> None:
+    with pytest.raises(ProfileError, match=words):
+        load(write(tmp_path, SEVERAL + models))
+
+
+@pytest.mark.parametrize(
+    ("execution", "words"),
+    [
+        ("provider: CPUExecutionProvider, device_ids: [0]", "device_ids: CPUExecutionProvider has no GPUs"),
+        ("provider: CUDAExecutionProvider, device_ids: [0], provider_options: {device_id: 1}", "both name the device"),
+        ("provider: CUDAExecutionProvider, memory_limit_bytes: 1, provider_options: {gpu_mem_limit: 1}", "both limit the memory"),
+        ("provider: TensorrtExecutionProvider, memory_limit_bytes: 1", "TensorRT keeps to none"),
+    ],
+)
+def test_settings_of_a_device_that_contradict_each_other_are_refused(tmp_path: Path, execution: str, words: str) -> None:
+    with pytest.raises(ProfileError, match=words):
+        load(write(tmp_path, f"description: x\nexecution: [{{{execution}}}]\n"))
 
 
 def sections(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
@@ -139,6 +197,9 @@ def test_a_p99_target_that_no_answer_could_miss_is_refused(tmp_path: Path) -> No
 def test_every_key_of_the_schema_stands_in_the_default_profile() -> None:
     text = (SHIPPED / "default.yaml").read_text(encoding="utf-8")
     keys = {key for section in sections(Profile) for key in section.model_fields} - {"name"}  # set by load()
+    of_one_model = {"model", "runner"}
+    assert [key for key in of_one_model if not re.search(rf"^[ -]*{key}:", (SHIPPED / "multi-model.yaml").read_text(), re.MULTILINE)] == []
+    keys -= of_one_model
     assert [key for key in sorted(keys) if not re.search(rf"^[ -]*{key}:", text, re.MULTILINE)] == []
 
 
@@ -149,3 +210,29 @@ def test_every_value_of_a_shipped_profile_has_its_reason_beside_it(name: str) ->
     assert len(values) > 10
     says_itself = ("description:", "provider:")
     assert [line for line in values if " # " not in line and not line.lstrip(" -").startswith(says_itself)] == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("provider: CUDAExecutionProvider, provider_options: {enable_cuda_graph: 1}", r"one shape alone: expected cuda_graphs: auto"),
+        (
+            "provider: TensorrtExecutionProvider, provider_options: {trt_engine_cache_path: x}",
+            "cache_path is made from the model",
+        ),
+        ("provider: CPUExecutionProvider, cuda_graphs: auto", r"expected off for CPUExecutionProvider"),
+        ("provider: CUDAExecutionProvider, cuda_graphs: required", r"expected batching\.buckets"),
+        ("provider: CUDAExecutionProvider, cuda_graphs: maybe", r"cuda_graphs: .*'auto'"),
+    ],
+)
+def test_graphs_and_engines_are_asked_for_in_one_way(tmp_path: Path, keys: str, message: str) -> None:
+    with pytest.raises(ProfileError, match=message):
+        load(write(tmp_path, f"description: a test\nexecution: [{{{keys}}}]\n"))
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_every_shipped_cuda_execution_has_graphs_and_a_lane_to_copy_in(name: str) -> None:
+    for execution in load(name).execution:
+        if execution.provider == "CUDAExecutionProvider":
+            assert execution.cuda_graphs == "auto"
+            assert execution.batching.max_in_flight == (1 if name == "latency" else 2)

@@ -28,10 +28,10 @@ BENTOML = {"bentoml", "_bentoml_impl", "_bentoml_sdk"}
 HTTP = {"starlette", "uvicorn", "python_multipart"} | BENTOML
 
 # The ground floor: imported by everything, imports nothing above it.
-FOUNDATION = {"errors", "manifest", "profile", "cpus", "images", "image_headers", "nms", "placement"}
+FOUNDATION = {"errors", "manifest", "profile", "cpus", "images", "image_headers", "nms", "placement", "gpu"}
 # Runs models and knows no HTTP.
 ENGINE = {
-    *("session", "batching", "batch", "fair_queue", "slots", "refusals"),
+    *("session", "shared_pool", "bound", "cudart", "providers", "tensorrt", "batching", "batch", "fair_queue", "slots", "refusals"),
     *("engine", "local_engine", "remote_engine", "runner_link", "runner_stream", "frames", "joined_place"),
 }
 # What belongs to HTTP and BentoML: nothing of the foundation, the engine or the build may import it.
@@ -88,12 +88,22 @@ def own(module: str) -> set[str]:
 def foreign(module: str) -> set[str]:
     """The third-party packages that `module` imports, by their import name."""
     tops = {name.partition(".")[0] for name in imports(module)}
-    return tops - sys.stdlib_module_names - {"ortserve", "service", "build_model"}
+    return tops - sys.stdlib_module_names - {"ortserve", "loadtest", "service", "build_model"}
 
 
 def builds(module: str) -> bool:
     """Whether the module belongs to the torch side."""
     return module == "build_model" or module.startswith("ortserve.export")
+
+
+def tunes(module: str) -> bool:
+    """Whether the module belongs to the tuning tool."""
+    return module.startswith("ortserve.tune")
+
+
+def serves(module: str) -> bool:
+    """Whether the module is part of what serves, and so of the bento."""
+    return not builds(module) and not tunes(module)
 
 
 def noun(module: str) -> str:
@@ -124,6 +134,10 @@ def test_imports_go_one_way(module: str) -> None:
         assert imported <= FOUNDATION | {"session", "export"}
     else:
         assert "export" not in imported
+    if tunes(module):
+        assert imported <= FOUNDATION | {"startup", "tune"}
+    else:
+        assert "tune" not in imported
     if layer not in EDGE and module != "service":
         assert not imported & EDGE
         assert "service" not in imports(module)
@@ -135,13 +149,13 @@ def test_heavy_packages_stay_where_they_belong(module: str) -> None:
         assert not foreign(module) & TORCH_SIDE
     if module not in KNOWS_BENTOML:
         assert not foreign(module) & BENTOML
-    if noun(module) in FOUNDATION | ENGINE or (builds(module) and module not in KNOWS_BENTOML):
+    if noun(module) in FOUNDATION | ENGINE or (not serves(module) and module not in KNOWS_BENTOML):
         assert not foreign(module) & HTTP
 
 
 @pytest.mark.parametrize("module", sorted(modules()))
 def test_what_is_imported_is_asked_for_by_name(module: str) -> None:
-    asked = direct("serving") | (direct("build") if builds(module) else set())
+    asked = direct("serving") | (set() if serves(module) else direct("build"))
     for package in foreign(module):
         providers = {canonicalize_name(name) for name in distributions().get(package, [package])}
         assert providers & asked, f"{module} imports {package}: add {' or '.join(sorted(providers))} to requirements/*.in and run make lock"
@@ -149,7 +163,7 @@ def test_what_is_imported_is_asked_for_by_name(module: str) -> None:
 
 def test_every_serving_module_imports_with_the_torch_side_blocked() -> None:
     blocked = "".join(f"sys.modules[{name!r}] = None\n" for name in sorted(TORCH_SIDE))
-    serving = [module for module in modules() if module.startswith("ortserve") and not builds(module)]
+    serving = [module for module in modules() if module.startswith("ortserve") and serves(module)]
     code = f"import sys, importlib\n{blocked}for name in {serving!r}: importlib.import_module(name)\n"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
@@ -248,7 +262,7 @@ def test_the_bento_holds_every_serving_module_every_profile_and_nothing_else() -
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     held = {path for path in listed.stdout.splitlines() if spec.includes(f"./{path}" if "/" not in path else path)}
-    serving = {file.relative_to(ROOT).as_posix() for module, file in modules().items() if not builds(module)}
+    serving = {file.relative_to(ROOT).as_posix() for module, file in modules().items() if serves(module)}
     profiles = {file.relative_to(ROOT).as_posix() for file in ROOT.glob("profiles/*.yaml")}
     assert held == serving | profiles
 

@@ -13,11 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from ortserve import cpus
-from ortserve import session as session_module
-from ortserve.errors import ModelError, ProviderError, ShapeMismatch
+from ortserve.errors import GraphRefused, ModelError, ProviderError, ShapeMismatch
 from ortserve.profile import Execution
-from ortserve.session import BoundRunner, Session, session_options
+from ortserve.session import Session
 from ortserve.v2.datatypes import DTYPES
 from tests.devices import why_no_gpu
 
@@ -145,25 +143,13 @@ def test_eight_threads_at_once_get_their_own_rows(model: Path) -> None:
         assert all(threads.map(ask, range(400)))
 
 
-def test_io_binding_answers_as_run_does(model: Path) -> None:
-    session = Session.open(model, CPU)
-    opened = ort.InferenceSession(str(model), session_options(CPU), providers=["CPUExecutionProvider"])
-    bound = BoundRunner(opened, ["doubled", "plus_one"], "cpu", 0, pin_memory=False)
-    for rows, first in ((3, 0), (1, 7), (3, 50), (2, 9), (3, 0)):  # shapes come back: their buffers are used again
-        inputs = {"pixels": pixels(rows, first)}
-        expected, answer = session.run(inputs), bound.run(inputs)
-        assert list(answer) == list(expected)
-        for name, tensor in expected.items():
-            np.testing.assert_array_equal(answer[name], tensor)
-
-
-def test_bound_answers_do_not_change_under_the_next_run(model: Path) -> None:
-    opened = ort.InferenceSession(str(model), session_options(CPU), providers=["CPUExecutionProvider"])
-    bound = BoundRunner(opened, ["doubled"], "cpu", 0, pin_memory=False)
-    first = bound.run({"pixels": pixels(2, first=10)})["doubled"]
-    kept = first.copy()
-    bound.run({"pixels": pixels(2, first=90)})
-    np.testing.assert_array_equal(first, kept)
+def test_graphs_are_refused_where_there_is_no_device_for_them(model: Path) -> None:
+    opened = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    wanted = Execution.model_validate(
+        {"provider": "CUDAExecutionProvider", "cuda_graphs": "auto", "batching": {"max_batch_size": 2, "buckets": [1, 2]}}
+    )
+    with pytest.raises(GraphRefused, match="set cuda_graphs: off"):
+        Session(opened, wanted, None)
 
 
 def test_warm_up_runs_at_every_size(model: Path) -> None:
@@ -172,34 +158,3 @@ def test_warm_up_runs_at_every_size(model: Path) -> None:
 
 def test_nodes_by_provider_counts_the_graph(model: Path) -> None:
     assert Session.open(model, CPU).nodes_by_provider() == {"CPUExecutionProvider": 3}
-
-
-def test_options_come_from_the_profile() -> None:
-    options = session_options(
-        Execution.model_validate(
-            {
-                "provider": "CPUExecutionProvider",
-                "session": {
-                    "intra_op_num_threads": 3,
-                    "inter_op_num_threads": 2,
-                    "execution_mode": "parallel",
-                    "graph_optimization_level": "basic",
-                    "allow_spinning": True,
-                    "enable_cpu_mem_arena": False,
-                    "enable_mem_pattern": False,
-                },
-            }
-        )
-    )
-    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 2)
-    assert options.execution_mode == ort.ExecutionMode.ORT_PARALLEL
-    assert options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
-    assert not options.enable_cpu_mem_arena
-    assert not options.enable_mem_pattern
-
-
-def test_auto_threads_are_the_cpus_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert session_options(CPU).intra_op_num_threads == cpus.available_cpus()
-    monkeypatch.setattr(session_module, "available_cpus", lambda: 7)
-    assert session_options(CPU).intra_op_num_threads == 7

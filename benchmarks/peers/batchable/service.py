@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
 import bentoml
 import numpy as np
+import shared
 from bentoml.validators import ContentType
 
-ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT))
 
-from ortserve import images, profile  # noqa: E402
-from ortserve.manifest import Manifest  # noqa: E402
-from ortserve.session import Session  # noqa: E402
-
-EXECUTION = profile.load("default").execution[-1]  # the CPU's
-LIMITS = profile.Limits()
-
-
-@bentoml.service(name="batchable", traffic={"timeout": 60})
+@bentoml.service(name="batchable", traffic={"timeout": 60}, workers=1, logging={"access": {"enabled": False}})
 class Batchable:
-    """Decode in the endpoint, batch in BentoML's dispatcher, run in the same session as ours."""
+    """Decode in the endpoint, batch in BentoML's dispatcher, batches of 4 at most; as patient as this service's default profile."""
 
     def __init__(self) -> None:
-        folder = Path(bentoml.models.get(os.environ["ORTSERVE_MODEL"]).path)
-        self.manifest = Manifest.read(folder)
-        self.session = Session.open(self.manifest.verified_path(folder, "fp32"), EXECUTION, outputs=["probabilities"])
-        self.session.warm_up([1, EXECUTION.batching.max_batch_size])
+        self.model = shared.model(batches=(1, 4))
+        self.decoders = ThreadPoolExecutor(shared.THREADS)
 
-    @bentoml.api(batchable=True, max_batch_size=max(2, EXECUTION.batching.max_batch_size), max_latency_ms=int(LIMITS.request_timeout_ms))
+    @bentoml.api(batchable=True, max_batch_size=4, max_latency_ms=10_000)
     def classify(self, image: list[Annotated[Path, ContentType("image/*")]]) -> list[dict[str, Any]]:
         """Decode and classify one batch."""
-        pixels = np.stack([images.load(one.read_bytes(), self.manifest.preprocessing, LIMITS, decoder="exact") for one in image])
-        rows = self.session.run({"pixels": pixels})["probabilities"]
-        return [{"class_id": int(row.argmax()), "score": float(row.max())} for row in rows]
+        rows = self.model(np.stack(list(self.decoders.map(lambda one: shared.pixels(one.read_bytes()), image))))
+        return [shared.answer(row) for row in rows]

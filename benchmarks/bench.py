@@ -1,0 +1,190 @@
+"""`make bench`, `make bench-full`: every system on this machine, in turns, in one run; into `benchmarks/results/bench.json` and tables.
+
+Each system is started by itself, checked against PyTorch's answer, loaded and ended, round by round, so that a drift of the machine hits
+all alike. An interrupted run goes on where it was when it is started again: each finished point is a line of `benchmarks/work/bench.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks import client, measure, plots, tables, targets
+from benchmarks.figures import Figures, ranked
+from benchmarks.machine import heading, wait_until_idle
+from benchmarks.places import RESULTS, WORK, console
+from benchmarks.plan import Case, Plan, Session, complete, smallest, takes, whole_grid
+from benchmarks.state import State
+
+Which = Literal["bench", "full", "smallest"]
+BEST_PEERS = 2  # beside ours under open loop
+
+
+def main(
+    which: Annotated[Which, typer.Argument()] = "bench",
+    minutes: Annotated[float, typer.Option(help="How long `bench` may take once everything is installed and built.")] = 45.0,
+    rounds: int = 3,
+    seconds: Annotated[float, typer.Option(help="Of a window, of `full` and `smallest`.")] = 8.0,
+    system: Annotated[list[str] | None, typer.Option(help="Only these systems.")] = None,
+    results: Annotated[Path, typer.Option(help="Where the result is written.")] = RESULTS,
+    fresh: Annotated[bool, typer.Option(help="Forget what an interrupted run has measured.")] = False,
+    report: Annotated[bool, typer.Option(help="Measure nothing: write tables and plots of the JSON again.")] = False,
+) -> None:
+    """Measure and write."""
+    if report:
+        write(json.loads((results / f"{_stem(which)}.json").read_text(encoding="utf-8")), results, _stem(which))
+        return
+    try:
+        plan = _plan(which, minutes, rounds, seconds, system or [])
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    result = run(plan, fresh=fresh)
+    write(result, results, _stem(which))
+
+
+def run(plan: Plan, *, fresh: bool = False) -> dict[str, Any]:
+    """Everything of the plan that is not measured yet; the whole result."""
+    path = WORK / f"{plan.name}.jsonl"
+    if fresh:
+        path.unlink(missing_ok=True)
+    prepare(plan)
+    state = State(path, settings(plan))
+    if len(state.points):
+        console.print(f"going on after {len(state.points)} points of {path}")
+    idle = wait_until_idle()
+    _run_all(plan, plan.closed_sessions() + plan.memory_sessions(), state, "closed loops")
+    _run_all(plan, plan.open_sessions(best_peers(plan, Figures(state.points))), state, "open loops")
+    cases = ", ".join(f"{case} {measure.model_of(case).sha256[:8]}" for case in plan.cases)
+    result = {
+        **heading(f"{cases} (random weights)", plan.rounds, round(plan.seconds, 1), idle),
+        "points": [_short(point) for point in state.points],
+    }
+    state.finish()
+    return result
+
+
+def write(result: dict[str, Any], folder: Path, stem: str) -> None:
+    """The JSON, the tables, the targets and the plots."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = Figures(result["points"])
+    found = targets.targets(figures)
+    (folder / f"{stem}.json").write_text(as_json(result), encoding="utf-8")
+    (folder / f"{stem}.md").write_text(tables.full(result, figures), encoding="utf-8")
+    if stem == "bench":
+        (folder / "bench_short.md").write_text(tables.short(result, figures), encoding="utf-8")
+        (folder / "targets.md").write_text(targets.table(found), encoding="utf-8")
+    plots.draw(figures, folder, stem)
+    print(tables.short(result, figures), targets.table(found), sep="\n")
+
+
+def prepare(plan: Plan) -> None:
+    """Everything that is made once, before anything is timed: the client, the models, the environments of the systems, their requests."""
+    client.compiled()
+    for case in plan.cases:
+        measure.expected_class(case)
+        for system in plan.systems:
+            if takes(system, case):
+                measure.asked_of(case, system)
+    for system in plan.systems:
+        system.programs()
+
+
+def settings(plan: Plan) -> dict[str, Any]:
+    """What a run must have in common with the one it goes on from."""
+    return {
+        "plan": plan.name,
+        "rounds": plan.rounds,
+        "seconds": round(plan.seconds, 3),
+        "systems": [system.name for system in plan.systems],
+        "models": {case: measure.model_of(case).sha256 for case in plan.cases},
+    }
+
+
+def best_peers(plan: Plan, figures: Figures) -> dict[Case, Sequence[str]]:
+    """The peers of each case with the most requests per second at 32 callers."""
+    peers = [system.name for system in plan.systems if system.kind in ("peer", "reference")]
+    return {
+        case: ranked({name: figures.of(case, name, "closed 32", "requests_per_s") for name in peers})[:BEST_PEERS] for case in plan.cases
+    }
+
+
+def _run_all(plan: Plan, sessions: Sequence[Session], state: State, title: str) -> None:
+    left = [session for session in sessions if "over" not in state.of(session.key)]
+    if not left:
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f} of {task.total:.0f} s, about"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(title, total=plan.estimate_s(left))
+        for session in left:
+            began = time.monotonic()
+
+            def told(what: str, session: Session = session) -> None:
+                progress.update(task, description=f"round {session.round + 1}, {session.case}: {what}")
+
+            measure.run(session, plan, state, told)
+            progress.advance(task, plan.estimate_s([session]))
+            console.print(f"{session.key}: {_said(state, session)}, {time.monotonic() - began:.0f} s")
+
+
+def _said(state: State, session: Session) -> str:
+    """A session in one line."""
+    words = []
+    for load, point in state.of(session.key).items():
+        if reason := point.get("reason") or point.get("wrong"):
+            words.append(f"{load}: {str(reason)[-300:]}")
+        elif "requests_per_s" in point:
+            words.append(
+                f"{load}: {point['requests_per_s']:.1f}/s p99 {point['p99_ms']:.0f} ms"
+                + (f", {point['failed']} failed" if point["failed"] else "")
+            )
+        elif "ready_s" in point:
+            words.append(f"ready after {point['ready_s']:.1f} s")
+    return "; ".join(words) or "done"
+
+
+def _plan(which: Which, minutes: float, rounds: int, seconds: float, systems: Sequence[str]) -> Plan:
+    if which == "full":
+        return whole_grid(seconds=seconds, rounds=rounds, systems=systems)
+    if which == "smallest":
+        return smallest(seconds=seconds, system=systems[0] if systems else "nothing")
+    return complete(minutes=minutes, rounds=rounds, systems=systems)
+
+
+def _stem(which: Which) -> str:
+    return "bench" if which == "bench" else f"bench_{which}"
+
+
+def _short(value: Any) -> Any:
+    """With figures of five digits: no more is measured."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: _short(one) for key, one in value.items()}
+    return [_short(one) for one in value] if isinstance(value, list) else value
+
+
+def as_json(result: dict[str, Any]) -> str:
+    """One line for each point, so that two results can be compared line by line."""
+    points = ",\n    ".join(json.dumps(point) for point in result["points"])
+    head = json.dumps({key: value for key, value in result.items() if key != "points"}, indent=2)
+    return f'{head[:-2]},\n  "points": [\n    {points}\n  ]\n}}\n'
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except KeyboardInterrupt:
+        console.print("interrupted: the same command goes on from here")
+        sys.exit(130)

@@ -1,0 +1,111 @@
+"""The limit on a GPU: a session in a process of its own, on pixels that are ready, with and without binding, graphs and a second lane.
+
+`python -m benchmarks.gpu_bare PACKAGE_FOLDER PRECISION SECONDS` prints JSON: rows per second and median milliseconds of each set-up.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from ortserve import gpu, providers
+from ortserve.manifest import Manifest
+from ortserve.profile import Execution
+from ortserve.session import Session
+
+PROVIDER = "CUDAExecutionProvider"
+BATCHES = (1, 8, 32, 64)
+
+
+def setups() -> Iterator[dict[str, Any]]:
+    """What is varied: everything at once would be 200 runs, so one thing at a time around the shipped set-up."""
+    shipped = {"algo": "HEURISTIC", "nhwc": 0, "graphs": True, "lanes": 2, "binding": True}
+    for batch in BATCHES:
+        yield {**shipped, "batch": batch}
+        yield {**shipped, "batch": batch, "lanes": 1}
+        yield {**shipped, "batch": batch, "graphs": False}
+        yield {**shipped, "batch": batch, "graphs": False, "lanes": 1}
+        yield {**shipped, "batch": batch, "graphs": False, "binding": False}
+        yield {**shipped, "batch": batch, "algo": "EXHAUSTIVE"}
+        yield {**shipped, "batch": batch, "nhwc": 1}
+        yield {**shipped, "batch": batch, "nhwc": 1, "algo": "EXHAUSTIVE"}
+
+
+def measure(folder: Path, precision: str, seconds: float) -> list[dict[str, Any]]:
+    """Each set-up with its figures, or with the error that it ended with: one that a model cannot have does not end the rest."""
+    manifest = Manifest.read(folder)
+    path = manifest.verified_path(folder, precision)  # type: ignore[arg-type]
+    results = []
+    for setup in setups():
+        if setup["batch"] > manifest.max_batch:
+            continue
+        try:
+            results.append(setup | _measure(path, setup, seconds))
+        except Exception as error:
+            results.append(setup | {"error": " ".join(str(error).split())})
+        print(json.dumps(results[-1]), file=sys.stderr, flush=True)
+    return results
+
+
+def _measure(path: Path, setup: dict[str, Any], seconds: float) -> dict[str, Any]:
+    batch, lanes = setup["batch"], setup["lanes"]
+    execution = Execution.model_validate(
+        {
+            "provider": PROVIDER,
+            "provider_options": {"cudnn_conv_algo_search": setup["algo"], "prefer_nhwc": setup["nhwc"]},
+            "cuda_graphs": "required" if setup["graphs"] else "off",
+            "batching": {"max_batch_size": batch, "buckets": [batch], "max_in_flight": lanes},
+        }
+    )
+    began = time.perf_counter()
+    if setup["binding"]:
+        session = Session.open(path, execution)
+        session.warm_up([batch])
+        spec, run = session.inputs[0], session.run
+    else:
+        providers.prepare(PROVIDER)
+        plain = ort.InferenceSession(str(path), providers.session_options(execution), providers=providers.providers(execution))
+        spec, run = Session(plain, Execution(provider=PROVIDER), None).inputs[0], lambda inputs: plain.run(None, inputs)
+    pixels = np.random.default_rng(0).integers(0, 256, spec.concrete(batch), dtype=np.uint8)
+    for _ in range(5):
+        run({spec.name: pixels})
+    ready_s = time.perf_counter() - began
+    rate, median_ms = hammer(lambda: run({spec.name: pixels}), lanes, seconds)
+    used = gpu.devices()
+    return {
+        "rows_per_s": rate * batch,
+        "p50_ms": median_ms,
+        "ready_s": ready_s,
+        "gpu_memory_bytes": used[0].memory_used_bytes if used else None,
+    }
+
+
+def hammer(call: Callable[[], Any], callers: int, seconds: float) -> tuple[float, float]:
+    """Calls per second of that many threads, and the median milliseconds of one."""
+    took: list[float] = []
+    stop_at = time.perf_counter() + seconds
+
+    def loop() -> None:
+        while (started := time.perf_counter()) < stop_at:
+            call()
+            took.append(time.perf_counter() - started)
+
+    threads = [threading.Thread(target=loop) for _ in range(callers)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(took) / (time.perf_counter() - began), float(np.median(took)) * 1000
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]))))

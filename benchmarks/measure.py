@@ -1,0 +1,186 @@
+"""One session: a system started, checked, loaded and ended; every figure of it as a point of the state."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks import client, models
+from benchmarks.models import Model
+from benchmarks.places import PEERS
+from benchmarks.plan import BARE_SHARE, Case, Plan, Session, precisions
+from benchmarks.process import DidNotStart, PeakMemory, Served, pss_bytes
+from benchmarks.state import State
+from benchmarks.systems import BY_NAME, System
+from tests.serving import ROOT
+
+PICTURES = 8
+BATCH = 4  # pictures of a request to classify_batch: what every peer's batcher takes at most here
+Told = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a system is asked in a case: whole requests, a picture to check it by, and the class PyTorch gives that picture."""
+
+    model: Model
+    files: tuple[Path, ...]
+    picture: bytes
+    expected: int
+
+
+def run(session: Session, plan: Plan, state: State, told: Told) -> None:
+    """Measure what the state has not yet of a session."""
+    have = state.of(session.key)
+    if "over" in have:
+        return
+    if session.part == "bare":
+        _bare(session, plan, state, told)
+    else:
+        try:
+            _served(session, plan, state, told)
+        except DidNotStart as error:
+            state.add(session.key, "start", reason=str(error))
+    state.add(session.key, "over")
+
+
+def _served(session: Session, plan: Plan, state: State, told: Told) -> None:
+    system = BY_NAME[session.system]
+    asked = asked_of(session.case, system, with_expected=not session.empty and system.answers)
+    have = state.of(session.key)
+    told(f"{system.shown}: starting")
+    with system.start(asked.model, empty=session.empty) as served:
+        if session.part == "memory":
+            _empty(session, system, asked, served, state, plan)
+            return
+        wrong = check(system, asked, served) if system.answers else None
+        if "start" not in have:
+            state.add(session.key, "start", ready_s=served.ready_s, pss_mib=pss_bytes(served.processes()) / 2**20, wrong=wrong)
+        capacity = have.get("closed 32", {}).get("requests_per_s", 0.0)
+        for load in session.loads:
+            if load.key in have:
+                continue
+            if load.percent is not None and not capacity:
+                state.add(session.key, load.key, reason="nothing was answered at 32 callers, so there is no capacity to take a share of")
+                continue
+            told(f"{system.shown}: {load.key}")
+            rate = capacity * load.percent / 100 if load.percent is not None else 0.0
+            point = loaded(served, asked.files, load.callers, plan.window_s(session.case), rate=rate, seed=session.round)
+            state.add(session.key, load.key, **point)
+            if load.key == "closed 32":
+                capacity = point["requests_per_s"]
+
+
+def loaded(served: Served, files: Sequence[Path], callers: int, seconds: float, *, rate: float = 0.0, seed: int = 0) -> dict[str, Any]:
+    """What the client saw, the CPU seconds of the server for each answer, and the peak of its memory."""
+    before = served.cpu_seconds()
+    with PeakMemory(served) as peak:
+        point = client.load(served.port, callers, seconds, files, rate=rate, seed=seed)
+    used = served.cpu_seconds() - before
+    return point | {"rate": rate, "server_cpu_s_per_request": used / max(point["answered"], 1), "pss_mib": peak.bytes / 2**20}
+
+
+def _empty(session: Session, system: System, asked: Asked, served: Served, state: State, plan: Plan) -> None:
+    """Memory of a server without a model: after it answered some requests, as the others have."""
+    if session.empty and system.name != "empty":
+        loaded(served, asked.files, 8, plan.window_s(session.case))
+    state.add(session.key, "start", ready_s=served.ready_s, pss_mib=pss_bytes(served.processes()) / 2**20)
+
+
+def _bare(session: Session, plan: Plan, state: State, told: Told) -> None:
+    model = model_of(session.case)
+    have = state.of(session.key)
+    seconds = plan.window_s(session.case) * BARE_SHARE
+    for precision in precisions(session.case):
+        if precision in have:
+            continue
+        told(f"bare session.run, {precision}")
+        picture = ["--picture", str(models.pictures(PICTURES)[0])] if precision == "fp32" else []
+        command = ["benchmarks.bare", str(model.folder / f"{precision}.onnx"), str(seconds), *picture, *(["--grid"] if plan.grid else [])]
+        try:
+            state.add(session.key, precision, setups=run_json(*command))
+        except RuntimeError as error:
+            state.add(session.key, precision, reason=str(error))
+
+
+def run_json(module: str, *arguments: object) -> Any:
+    """The JSON that a measurement prints in a process of its own. Raises RuntimeError with its words where it fails."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command[1:3])} ended with {result.returncode}: {result.stderr[-1500:]}")
+    return json.loads(result.stdout)
+
+
+def check(system: System, asked: Asked, served: Served) -> str | None:
+    """What is wrong with a system's answer to a picture PyTorch was asked about; None where it names the same class."""
+    try:
+        said = system.ask(served, asked.picture)
+    except Exception as error:  # whatever a foreign server may answer
+        return f"could not be read: {type(error).__name__}: {error}"
+    if said != asked.expected and system.precision == "fp32":
+        return f"expected class {asked.expected} as PyTorch, got {said}"
+    return None
+
+
+def asked_of(case: Case, system: System, *, with_expected: bool = True) -> Asked:
+    """The requests of a case in the system's own form."""
+    model = model_of(case)
+    pictures = [path.read_bytes() for path in models.pictures(PICTURES)]
+    if case == "tensor":
+        requests = [(system.tensor or system.request)(pixels(picture, model.resize)) for picture in pictures]
+    elif case == "classify_batch":
+        assert system.batch is not None
+        requests = [system.batch([pictures[(first + turn) % PICTURES] for turn in range(BATCH)]) for first in range(PICTURES)]
+    else:
+        requests = [system.request(picture) for picture in pictures]
+    files = tuple(client.request_file(request) for request in requests)
+    return Asked(model, files, pictures[0], expected_class(case) if with_expected else -1)
+
+
+@cache
+def model_of(case: Case) -> Model:
+    """What is served in a case."""
+    if case == "digits":
+        return models.digits()
+    return models.near_empty() if case == "near_empty" else models.resnet50()
+
+
+@cache
+def expected_class(case: Case) -> int:
+    """What PyTorch says of the first picture, in a process of its own: torch takes memory and threads."""
+    model = model_of(case)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{PEERS / 'common'}{os.pathsep}{models.NETS}",
+        "WEIGHTS": str(model.weights),
+        "NET": model.name,
+        "RESIZE": str(model.resize),
+    }
+    code = (
+        "import sys, shared, shared_torch; row = shared_torch.Torch('eager')(shared.pixels(open(sys.argv[1], 'rb').read())[None])[0]; "
+        "print(shared.answer(row)['predictions'][0]['class_id'])"
+    )
+    command = [sys.executable, "-c", code, str(models.pictures(PICTURES)[0])]
+    return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+
+
+def pixels(picture: bytes, resize: int) -> bytes:
+    """The picture decoded as every system decodes it."""
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    width, height = image.size
+    image = image.resize((int(resize * width / height), resize), Image.Resampling.BILINEAR)
+    left, top = (round((side - 224) / 2) for side in image.size)
+    return np.asarray(image.crop((left, top, left + 224, top + 224))).tobytes()

@@ -1,0 +1,157 @@
+"""`make bench-techniques`: what single techniques gain: the default profile over the same with one thing changed, in turns, round by round.
+
+Writes `benchmarks/results/techniques.json` and `techniques.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+import yaml
+
+from benchmarks import measure
+from benchmarks.bare import measure as bare
+from benchmarks.figures import ratios
+from benchmarks.machine import heading, headline, summary, wait_until_idle
+from benchmarks.places import PEERS, RESULTS, WORK, console
+from benchmarks.plan import Case
+from benchmarks.systems import BY_NAME, served_here
+from ortserve.cpus import available_cpus
+from ortserve.profile import SHIPPED
+
+
+@dataclass(frozen=True)
+class Technique:
+    """`without` is laid over the default profile, `execution` over its CPU part; `env` over the environment: all three take it away."""
+
+    name: str
+    shown: str
+    case: Case
+    callers: int
+    without: Mapping[str, Any] = field(default_factory=dict)
+    execution: Mapping[str, Any] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+HIDING = {"PYTHONPATH": str(PEERS / "without")}
+TECHNIQUES = (
+    Technique(
+        "uvloop_httptools", "uvloop and httptools, over asyncio and h11", "near_empty", 32, env=HIDING | {"WITHOUT": "uvloop,httptools"}
+    ),
+    Technique("uvloop", "uvloop alone, over asyncio", "near_empty", 32, env=HIDING | {"WITHOUT": "uvloop"}),
+    Technique("no_access_log", "no line in a log for each request", "near_empty", 32, without={"logging": {"access_log": True}}),
+    Technique("decode_threads", "a decoding thread for each CPU, over one", "near_empty", 32, without={"images": {"decode_threads": 1}}),
+    Technique("batches", "batches of 4 at most, over one by one", "near_empty", 32, execution={"batching": {"max_batch_size": 1}}),
+    Technique("batches_resnet50", "the same", "resnet50", 32, execution={"batching": {"max_batch_size": 1}}),
+    Technique(
+        "no_spinning", "threads that sleep when idle, over spinning ones", "resnet50", 8, execution={"session": {"allow_spinning": True}}
+    ),
+    Technique("every_cpu", "every CPU on one batch, over one thread", "resnet50", 8, execution={"session": {"intra_op_num_threads": 1}}),
+)
+SHOWN_CASES = {"near_empty": "near-empty model", "resnet50": "`resnet50`"}
+
+
+def main(rounds: int = 3, seconds: float = 4.0) -> None:
+    """Measure and write. SECONDS is the time of each measurement."""
+    for technique in TECHNIQUES:
+        measure.asked_of(technique.case, BY_NAME["default"])
+    idle = wait_until_idle()
+    rates: dict[str, dict[int, float]] = {}
+    graph: dict[str, dict[int, float]] = {}
+    for turn in range(rounds):
+        for case, callers in sorted({(technique.case, technique.callers) for technique in TECHNIQUES}):
+            console.print(f"round {turn + 1} of {rounds}: {case}, {callers} callers, as it is")
+            rates.setdefault(f"{case} {callers}", {})[turn] = _rate(case, callers, seconds, {})
+        for technique in TECHNIQUES:
+            console.print(f"round {turn + 1} of {rounds}: without {technique.name}")
+            env = {**technique.env, "ORTSERVE_PROFILE": str(changed(technique))}
+            rates.setdefault(technique.name, {})[turn] = _rate(technique.case, technique.callers, seconds, env)
+        for name, value in _graph(seconds / 2).items():
+            graph.setdefault(name, {})[turn] = value
+    result: dict[str, Any] = {
+        **heading("default profile", rounds, seconds, idle),
+        "gains": {
+            one.name: {"case": one.case, "callers": one.callers, **summary(ratios(rates[f"{one.case} {one.callers}"], rates[one.name]))}
+            for one in TECHNIQUES
+        },
+        "graph": {name: summary(list(values.values())) for name, values in graph.items()},
+    }
+    (RESULTS / "techniques.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (RESULTS / "techniques.md").write_text(table(result), encoding="utf-8")
+    print(table(result))
+
+
+def changed(technique: Technique) -> Path:
+    """The default profile without the technique, as a file."""
+    content = yaml.safe_load((SHIPPED / "default.yaml").read_text(encoding="utf-8"))
+    _lay(content, technique.without)
+    _lay(content["execution"][-1], technique.execution)  # the CPU's
+    path = WORK / "profiles" / f"{technique.name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    lines = [f"{headline(result)}.", "", "| technique | where | requests/s with it over without (min to max) |", "|---|---|---|"]
+    for one in TECHNIQUES:
+        gain = result["gains"][one.name]
+        where = f"{SHOWN_CASES[one.case]}, {one.callers} callers"
+        lines.append(f"| {one.shown} | {where} | {gain['median']:.2f} ({gain['min']:.2f} to {gain['max']:.2f}) |")
+    graph = {name: f"{found['median']:.2f} ({found['min']:.2f} to {found['max']:.2f})" for name, found in result["graph"].items()}
+    lines += [
+        "",
+        "| in process | |",
+        "|---|---|",
+        f"| ONNX Runtime's fusions, `resnet50`: pictures/s with all over none | {graph['fusions']} |",
+        f"| normalising in NumPy, ms for each picture, GIL held | {graph['numpy_ms']} |",
+        f"| normalising in the graph: the whole near-empty model from `uint8`, ms | {graph['in_graph_ms']} |",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _rate(case: Case, callers: int, seconds: float, env: Mapping[str, str]) -> float:
+    asked = measure.asked_of(case, BY_NAME["default"])
+    with served_here({"ORTSERVE_MODEL": asked.model.name, **env}) as served:
+        return float(measure.loaded(served, asked.files, callers, seconds)["requests_per_s"])
+
+
+def _graph(seconds: float) -> dict[str, float]:
+    """What needs no server: fusions on and off, and normalisation inside and outside the graph."""
+    alone = {"threads": available_cpus(), "callers": 1, "batch": 1, "spinning": False}
+    resnet50, near_empty = measure.model_of("resnet50"), measure.model_of("near_empty")
+    fused = bare(resnet50.onnx, seconds, alone)["rows_per_s"]
+    plain = bare(resnet50.onnx, seconds, alone, level="disabled")["rows_per_s"]
+    pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    times = []
+    for _ in range(100):
+        started = time.perf_counter()
+        np.ascontiguousarray(((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)[np.newaxis])
+        times.append(time.perf_counter() - started)
+    return {
+        "fusions": fused / plain,
+        "numpy_ms": float(np.median(times)) * 1000,
+        "in_graph_ms": bare(near_empty.onnx, seconds, alone)["p50_ms"],
+    }
+
+
+def _lay(over: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Lay the changes over a nested mapping, in place."""
+    for key, value in changes.items():
+        if isinstance(value, Mapping):
+            _lay(over.setdefault(key, {}), value)
+        else:
+            over[key] = value
+
+
+if __name__ == "__main__":
+    typer.run(main)

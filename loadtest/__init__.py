@@ -1,0 +1,1 @@
+"""The parts of locustfile.py. They need locust and nothing else."""

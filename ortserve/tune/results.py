@@ -1,0 +1,71 @@
+"""What a search found, read from its journal: each candidate's longest trial, the comparison in turns, and the winner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ortserve.tune.candidate import Candidate, Data
+from ortserve.tune.journal import Journal
+from ortserve.tune.objective import Figures, Goal, medians
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One line of the CSV."""
+
+    id: str
+    label: str
+    shipped: str
+    rung: int
+    seconds: float
+    data: Data
+    figures: Figures | None
+    reason: str
+    agreement: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One of the final comparison: its figures round by round, and their medians."""
+
+    candidate: Candidate
+    rounds: tuple[Figures, ...]
+
+    @property
+    def middle(self) -> Figures:
+        """The medians of its rounds."""
+        return medians(self.rounds)
+
+
+def trials(journal: Journal) -> list[Trial]:
+    """Every trial, in the order in which they were made."""
+    return [
+        Trial(
+            id=entry["id"],
+            label=entry["label"],
+            shipped=entry["shipped"],
+            rung=entry["rung"],
+            seconds=entry["seconds"],
+            data=entry["data"],
+            figures=Figures(**entry["figures"]) if entry["figures"] else None,
+            reason=entry["reason"],
+            agreement=entry["agreement"],
+        )
+        for entry in journal.entries
+        if entry["kind"] == "trial"
+    ]
+
+
+def longest(made: Sequence[Trial]) -> list[Trial]:
+    """Of each candidate its longest trial, where all of them were answered."""
+    by_id: dict[str, Trial] = {}
+    for trial in made:
+        if (other := by_id.get(trial.id)) is None or (trial.rung > other.rung or trial.figures is None):
+            by_id[trial.id] = trial
+    return [trial for trial in by_id.values() if trial.figures is not None]
+
+
+def winner(contenders: Sequence[Contender], goal: Goal) -> Contender:
+    """The best of the final comparison. Where nothing beats the shipped profiles, which stand first, one of them is the result."""
+    return min(contenders, key=lambda contender: goal.rank(contender.middle))

@@ -1,0 +1,301 @@
+"""The bench's arithmetic and its memory: ratios are of one round, targets compare medians, an interrupted run measures nothing twice."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import bench, measure, tables, targets
+from benchmarks.figures import Figures, best_of, ranked, ratios
+from benchmarks.plan import Load, Plan, Session, complete, quick, smallest, takes, whole_grid
+from benchmarks.state import State
+from benchmarks.systems import BY_NAME, SYSTEMS, kserve_binary, kserve_json, top_class
+from benchmarks.targets import Target
+
+SETTINGS = {"plan": "bench", "seconds": 2.0}
+
+
+def point(session: str, load: str, **figures: Any) -> dict[str, Any]:
+    """As the state has it."""
+    return {"session": session, "load": load, **figures}
+
+
+def closed(turn: int, system: str, rate: float, load: str = "closed 8", case: str = "resnet50", **more: Any) -> dict[str, Any]:
+    """A point of a closed loop."""
+    return point(f"{turn}/{case}/{system}/closed", load, requests_per_s=rate, failed=0, **more)
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    assert ratios({0: 10.0, 1: 30.0, 2: 5.0}, {1: 10.0, 0: 20.0}) == [0.5, 3.0]
+    assert ratios({0: 1.0}, {0: 0.0}) == []  # a peer that answered nothing is no measure
+
+
+def test_the_best_of_each_round_may_be_another() -> None:
+    assert best_of({"a": {0: 1.0, 1: 5.0}, "b": {0: 2.0, 1: 4.0, 2: 3.0}}) == {0: 2.0, 1: 5.0, 2: 3.0}
+    assert best_of({"a": {0: 1.0}, "b": {0: 2.0}}, min) == {0: 1.0}
+    assert ranked({"slow": {0: 1.0, 1: 9.0, 2: 2.0}, "fast": {0: 3.0}, "none": {}}) == ["fast", "slow"]
+
+
+def test_bare_runs_count_by_their_best_setup_of_each_round() -> None:
+    def setup(rate: float, p50: float, decoding: bool = False) -> dict[str, Any]:
+        return {"threads": 2, "callers": 1, "batch": 1, "spinning": False, "decoding": decoding, "rows_per_s": rate, "p50_ms": p50}
+
+    figures = Figures(
+        [
+            point("0/resnet50/bare/bare", "fp32", setups=[setup(20, 50), setup(22, 90), setup(18, 55, True), setup(17, 54, True)]),
+            point("1/resnet50/bare/bare", "fp32", setups=[setup(24, 40), setup(12, 80), setup(30, 45, True)]),
+            point("2/resnet50/bare/bare", "fp32", reason="it failed"),
+        ]
+    )
+    assert figures.bare("resnet50") == {0: 22, 1: 24}  # 30 is with decoding, so not a bare run
+    assert figures.bare_alone_ms("resnet50") == {0: 54, 1: 45}
+
+
+def test_memory_is_the_peak_over_the_loads() -> None:
+    points = [closed(0, "default", 1, load, pss_mib=mib) for load, mib in (("closed 1", 200.0), ("closed 8", 250.0), ("closed 64", 240.0))]
+    assert Figures(points).peak_mib("resnet50", "default", ["closed 1", "closed 8", "closed 64"]) == {0: 250.0}
+
+
+def test_why_a_system_has_no_figures_is_kept() -> None:
+    figures = Figures([point("0/resnet50/mosec/closed", "start", reason="did not start: no such file")])
+    assert figures.reason("resnet50", "mosec") == "did not start: no such file"
+    assert figures.of("resnet50", "mosec", "closed 8", "requests_per_s") == {}
+    result = {"measured_at": "2026-01-01", "machine": {"cpus": 2, "cpu": "x"}, "model": "m", "rounds": 1, "seconds_each": 1.0}
+    assert "did not start: no such file" in tables.full(result, figures)
+
+
+# --- targets ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_target_compares_its_median_and_shows_its_spread() -> None:
+    assert Target("x", 0.95, True, (0.9, 0.96, 0.99)).met
+    assert not Target("x", 0.95, True, (0.9, 0.94, 0.99)).met
+    assert Target("x", 1.0, False, (0.5, 1.0, 7.0)).met
+    assert Target("x", 1.0, True, ()).met is None
+    assert Target("x", 0.95, True, (0.9, 0.94, 0.99)).row() == "| x | >= 0.95 | 0.94 | 0.90 to 0.99 | **missed** |"
+    assert "not measured" in Target("x", 1.0, True, ()).row()
+
+
+def named(figures: Figures, start: str) -> Target:
+    """The one target whose text begins so."""
+    (found,) = [target for target in targets.targets(figures) if target.what.startswith(start)]
+    return found
+
+
+def test_the_best_peer_is_the_best_of_each_round_and_never_a_limit_or_ours() -> None:
+    figures = Figures(
+        [
+            *(closed(turn, "default", 20.0) for turn in (0, 1)),
+            *(closed(turn, "nothing", 9000.0) for turn in (0, 1)),
+            *(closed(turn, "int8", 90.0) for turn in (0, 1)),
+            closed(0, "mosec", 10.0),
+            closed(1, "mosec", 16.0),
+            closed(0, "litserve", 16.0),
+            closed(1, "litserve", 10.0),
+        ]
+    )
+    assert named(figures, "`resnet50` fp32, 8 callers, over the best peer").values == (1.25, 1.25)
+
+
+def test_cpu_is_compared_with_the_thriftiest_peer_that_answered() -> None:
+    near = {"case": "near_empty"}
+    figures = Figures(
+        [
+            closed(0, "default", 500, server_cpu_s_per_request=0.002, **near),
+            closed(0, "mosec", 300, server_cpu_s_per_request=0.005, **near),
+            closed(0, "litserve", 200, server_cpu_s_per_request=0.004, **near),
+            closed(0, "split", 0, server_cpu_s_per_request=0.0001, **near),
+        ]
+    )
+    assert named(figures, "near-empty model, 8 callers: server CPU").values == (0.5,)
+
+
+def test_overload_is_compared_with_the_capacity_of_the_same_session() -> None:
+    session = "0/near_empty/default/open"
+    figures = Figures(
+        [
+            point(session, "closed 32", requests_per_s=500.0, failed=0),
+            closed(0, "default", 800.0, "closed 32", case="near_empty"),
+            point(session, "open 400", requests_per_s=490.0, p99_ms=5000.0, failed_p50_ms=3.0, failed=1500),
+        ]
+    )
+    assert named(figures, "400 % of capacity, near-empty model: goodput").values == (0.98,)
+    assert named(figures, "400 % of capacity, near-empty model: p99").values == (0.5,)
+    assert named(figures, "400 % of capacity, near-empty model: median time").values == (3.0,)
+    assert named(figures, "errors below capacity").values == (0.0,)  # refusals past it are no errors
+
+
+def test_memory_takes_each_server_without_a_model_off() -> None:
+    figures = Figures(
+        [
+            closed(0, "default", 20, pss_mib=300.0),
+            closed(0, "mosec", 20, pss_mib=250.0),
+            closed(0, "batchable", 20, pss_mib=340.0),
+            point("0/near_empty/empty/memory/empty", "start", pss_mib=150.0),
+            point("0/near_empty/mosec/memory/empty", "start", pss_mib=50.0),
+        ]
+    )
+    # Mosec's 200 over its own empty server; BentoML's batching, 190 over BentoML's empty one, is the leanest.
+    assert named(figures, "`resnet50`: peak memory").values == pytest.approx((150 / 190,))
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plan", [complete(minutes=45, rounds=3), whole_grid(seconds=8, rounds=3), quick(rounds=5, seconds=6)])
+def test_every_session_of_a_plan_is_one_and_has_its_loads(plan: Plan) -> None:
+    best = dict.fromkeys(plan.cases, ("mosec", "litserve"))
+    sessions = plan.sessions(best)
+    assert len({session.key for session in sessions}) == len(sessions)
+    assert {session.system for session in sessions if session.part == "closed"} <= {system.name for system in plan.systems}
+    assert all(session.loads for session in sessions if session.part in ("closed", "open"))
+
+
+def test_a_bench_fits_in_its_minutes_and_uses_them() -> None:
+    plan = complete(minutes=60, rounds=3)
+    best = dict.fromkeys(plan.cases, ("mosec", "litserve"))
+    assert plan.estimate_s(plan.sessions(best)) == pytest.approx(60 * 60)
+    assert complete(minutes=90, rounds=3).seconds > plan.seconds
+
+
+def test_systems_are_measured_in_turns() -> None:
+    plan = complete(minutes=45, rounds=3)
+    of_mosec = [index for index, session in enumerate(plan.closed_sessions()) if (session.system, session.case) == ("mosec", "resnet50")]
+    assert len(of_mosec) == 3
+    assert all(later - earlier > 10 for earlier, later in itertools.pairwise(of_mosec))
+
+
+def test_the_open_loop_is_for_ours_and_the_two_best_peers_of_the_case() -> None:
+    plan = complete(minutes=45, rounds=1)
+    names = ("mosec", "litserve", "pytriton")
+    points = [
+        closed(0, name, rate, "closed 32", case)
+        for case, rates in (("resnet50", (16, 15, 14)), ("near_empty", (100, 300, 200)))
+        for name, rate in zip(names, rates, strict=True)
+    ]
+    sessions = plan.open_sessions(bench.best_peers(plan, Figures([*points, closed(0, "int8", 99, "closed 32")])))
+    found = {case: [session.system for session in sessions if session.case == case] for case in plan.cases}
+    assert found["resnet50"] == ["default", "mosec", "litserve"] * plan.open_rounds
+    assert found["near_empty"] == ["default", "litserve", "pytriton"] * plan.open_rounds
+    assert [load.key for load in sessions[0].loads] == ["closed 32", "open 50", "open 80", "open 95", "open 120", "open 400", "closed 256"]
+
+
+def test_an_unknown_system_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="no system 'nginx': expected some of nothing, default"):
+        complete(minutes=1, rounds=1, systems=["nginx"])
+
+
+def test_every_peer_has_pinned_requirements_and_a_name_of_its_own() -> None:
+    assert len(BY_NAME) == len(SYSTEMS) + 1
+    for system in SYSTEMS:
+        assert system.folder.is_dir()
+        if system.requirements:
+            lines = (system.folder.parent / system.requirements / "requirements.txt").read_text(encoding="utf-8").splitlines()
+            assert all("==" in line for line in lines if not line.startswith("#"))
+            assert "://" not in "".join(lines)
+    assert all(takes(BY_NAME[name], "tensor") for name in ("default", "pytriton", "ort_tuned"))
+
+
+# --- resuming ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_after_its_last_whole_line(tmp_path: Path) -> None:
+    path = tmp_path / "bench.jsonl"
+    first = State(path, SETTINGS)
+    first.add("0/a/b/closed", "closed 1", requests_per_s=1.5)
+    first.add("0/a/b/closed", "closed 8", requests_per_s=2.5)
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"session": "0/a/b/closed", "load": "clo')  # killed while it wrote
+    second = State(path, SETTINGS)
+    assert list(second.of("0/a/b/closed")) == ["closed 1", "closed 8"]
+    second.add("0/a/b/closed", "closed 32", requests_per_s=3.5)
+    assert [point["load"] for point in State(path, SETTINGS).points] == ["closed 1", "closed 8", "closed 32"]
+
+
+def test_a_run_of_other_settings_is_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "bench.jsonl"
+    State(path, SETTINGS).add("0/a/b/closed", "closed 1")
+    assert State(path, {**SETTINGS, "seconds": 3.0}).points == []
+    kept = [json.loads(line) for line in path.with_suffix(".other.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert kept[1]["load"] == "closed 1"
+
+
+def test_a_finished_run_is_not_gone_on_with(tmp_path: Path) -> None:
+    path = tmp_path / "bench.jsonl"
+    state = State(path, SETTINGS)
+    state.add("0/a/b/closed", "closed 1")
+    state.finish()
+    assert State(path, SETTINGS).points == []
+
+
+class Stopped(Exception):
+    """In place of Ctrl-C."""
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Sessions without servers: the loads that were measured, in order; a third one is interrupted once."""
+    done: list[str] = []
+
+    class Fake:
+        ready_s = 1.0
+
+        def __enter__(self) -> Fake:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def processes(self) -> list[object]:
+            return []
+
+    def loaded(_: Any, __: Any, callers: int, ___: float, *, rate: float = 0.0, seed: int = 0) -> dict[str, Any]:
+        if len(done) == 2 and "stopped" not in done:
+            done.append("stopped")
+            raise Stopped
+        done.append(f"{callers}@{rate:g}")
+        return {"requests_per_s": 100.0, "p99_ms": 1.0, "failed": seed * 0}
+
+    monkeypatch.setattr(type(BY_NAME["nothing"]), "start", lambda *_, **__: Fake())
+    monkeypatch.setattr(measure, "asked_of", lambda *_, **__: measure.Asked(None, (), b"", 0))  # type: ignore[arg-type]
+    monkeypatch.setattr(measure, "loaded", loaded)
+    return done
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    return Session(0, "near_empty", "nothing", "open", (Load(8), Load(32), Load(512, 50), Load(512, 400)))
+
+
+def test_an_interrupted_session_measures_only_what_is_left(tmp_path: Path, served: list[str], session: Session) -> None:
+    plan = smallest(seconds=1, system="nothing")
+    with pytest.raises(Stopped):
+        measure.run(session, plan, State(tmp_path / "s.jsonl", SETTINGS), print)
+    measure.run(session, plan, State(tmp_path / "s.jsonl", SETTINGS), print)
+    assert served == ["8@0", "32@0", "stopped", "512@50", "512@400"]  # shares of the 100 a second that were measured before
+    measure.run(session, plan, State(tmp_path / "s.jsonl", SETTINGS), print)
+    assert len(served) == 5
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def test_answers_of_every_protocol_name_the_same_class() -> None:
+    plain = json.dumps({"predictions": [{"class_id": 7, "score": 0.5}, {"class_id": 1, "score": 0.1}]})
+    assert top_class(plain.encode()) == 7
+    assert top_class(json.dumps({"outputs": [{"data": [plain]}]}).encode()) == 7
+
+
+def test_requests_carry_their_length() -> None:
+    for request in (kserve_json(b"\xff\xd8x"), kserve_binary(b"\xff\xd8x")):
+        head, body = request.split(b"\r\n\r\n", 1)
+        assert f"Content-Length: {len(body)}".encode() in head
+    assert kserve_binary(b"\xff\xd8x").endswith(b"\x03\x00\x00\x00\xff\xd8x")

@@ -1,0 +1,71 @@
+"""What ONNX Runtime is given: session options and provider options, as text, from a profile's execution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnxruntime as ort
+import pytest
+
+from ortserve import cpus
+from ortserve import providers as providers_module
+from ortserve.profile import Execution
+from ortserve.providers import providers, session_options
+
+CPU = Execution(provider="CPUExecutionProvider")
+
+
+def execution(provider: str, **keys: Any) -> Execution:
+    return Execution.model_validate({"provider": provider, **keys})
+
+
+def test_options_come_from_the_profile() -> None:
+    options = session_options(
+        execution(
+            "CPUExecutionProvider",
+            session={
+                "intra_op_num_threads": 3,
+                "inter_op_num_threads": 2,
+                "execution_mode": "parallel",
+                "graph_optimization_level": "basic",
+                "allow_spinning": True,
+                "enable_cpu_mem_arena": False,
+                "enable_mem_pattern": False,
+            },
+        )
+    )
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 2)
+    assert options.execution_mode == ort.ExecutionMode.ORT_PARALLEL
+    assert options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
+    assert not options.enable_cpu_mem_arena
+    assert not options.enable_mem_pattern
+
+
+def test_auto_threads_are_the_cpus_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert session_options(CPU).intra_op_num_threads == cpus.available_cpus()
+    monkeypatch.setattr(providers_module, "available_cpus", lambda: 7)
+    assert session_options(CPU).intra_op_num_threads == 7
+
+
+def test_provider_options_are_text_and_booleans_are_digits() -> None:
+    cuda = execution("CUDAExecutionProvider", provider_options={"device_id": 1, "prefer_nhwc": True, "arena_extend_strategy": "kSame"})
+    assert providers(cuda) == [("CUDAExecutionProvider", {"device_id": "1", "prefer_nhwc": "1", "arena_extend_strategy": "kSame"})]
+
+
+@pytest.mark.parametrize("wanted", ["auto", "required"])
+def test_graphs_are_asked_for_by_onnxruntimes_own_option(wanted: str) -> None:
+    cuda = execution("CUDAExecutionProvider", cuda_graphs=wanted, batching={"max_batch_size": 2, "buckets": [1, 2]})
+    assert providers(cuda) == [("CUDAExecutionProvider", {"enable_cuda_graph": "1"})]
+
+
+def test_behind_tensorrt_stands_cuda_on_the_same_device() -> None:
+    chosen = providers(execution("TensorrtExecutionProvider", provider_options={"device_id": 3, "trt_fp16_enable": True}))
+    assert chosen == [
+        ("TensorrtExecutionProvider", {"device_id": "3", "trt_fp16_enable": "1"}),
+        ("CUDAExecutionProvider", {"device_id": "3"}),
+    ]
+
+
+def test_the_cpu_has_nothing_behind_it() -> None:
+    assert providers(CPU) == [("CPUExecutionProvider", {})]
