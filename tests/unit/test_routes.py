@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ortserve import body, routes
+from ortserve.choice import Choice, Offer
 from ortserve.edge import Request
 from ortserve.errors import QueueFull, RequestError
 from ortserve.profile import Limits
@@ -30,7 +31,8 @@ def test_a_full_queue_refuses_a_body_that_was_read_and_not_taken_apart(full: boo
         return messages.pop(0)
 
     endpoint = Endpoint("/classify", Files("image", "image/", dict), single("predictions"))
-    handler = routes._predict(SimpleNamespace(expect_room=expect_room), endpoint, Limits(), budget)  # type: ignore[arg-type]
+    served: Any = SimpleNamespace(name="x", expect_room=expect_room)
+    handler = routes._predict(Choice([Offer(served, endpoint)]), Limits(), budget)
     with pytest.raises(expected):
         asyncio.run(handler(Request("POST", "/classify", MULTIPART, receive, b"")))
     assert not messages  # or its connection would have to close, and the caller might never see the answer

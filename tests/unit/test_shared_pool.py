@@ -15,7 +15,8 @@ import pytest
 from ortserve.batching import Batcher
 from ortserve.profile import Execution
 from ortserve.profile import Session as Options
-from ortserve.session import Session, session_options
+from ortserve.providers import session_options
+from ortserve.session import Session
 from ortserve.shared_pool import SharedPool
 from tests.held_session import Notes, asking, rows, run, settings, turns, values
 from tests.unit.test_session import pixels, write_model
