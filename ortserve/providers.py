@@ -76,7 +76,7 @@ def prepare(provider: str) -> None:
 
 
 def _option(provider: str, value: Option) -> str:
-    """A provider option as ONNX Runtime wants it: text. Booleans are 1 and 0; TensorRT takes nothing but True and False."""
+    """A provider option as ONNX Runtime wants it: text. Booleans are 1 and 0, but TensorRT's True and False: its binding refuses 1."""
     if isinstance(value, bool) and provider != "TensorrtExecutionProvider":
         return str(int(value))
     return str(value)
