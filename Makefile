@@ -82,6 +82,10 @@ bench-v2: $(VENV)/.setup ## tensors per second beside PyTriton and MLServer, whi
 	$(BIN)/python -m benchmarks.v2
 	$(BIN)/python -m benchmarks.publish
 
+.PHONY: gpu
+gpu: $(VENV)/.setup ## the tests marked gpu and the bench of one NVIDIA GPU beside PyTorch native, in some fifteen minutes
+	$(BIN)/python -m benchmarks.gpu
+
 .PHONY: watch
 watch: $(VENV)/.setup ## the alert's way to a webhook and back, and the dashboard's picture, in some four minutes
 	@deploy/install-test-tools

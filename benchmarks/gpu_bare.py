@@ -55,24 +55,30 @@ def measure(folder: Path, precision: str, seconds: float) -> list[dict[str, Any]
     return results
 
 
-def _measure(path: Path, setup: dict[str, Any], seconds: float) -> dict[str, Any]:
-    batch, lanes = setup["batch"], setup["lanes"]
-    execution = Execution.model_validate(
+def execution(setup: dict[str, Any]) -> Execution:
+    """The execution of one set-up."""
+    batch = setup["batch"]
+    return Execution.model_validate(
         {
             "provider": PROVIDER,
             "provider_options": {"cudnn_conv_algo_search": setup["algo"], "prefer_nhwc": setup["nhwc"]},
             "cuda_graphs": "required" if setup["graphs"] else "off",
-            "batching": {"max_batch_size": batch, "buckets": [batch], "max_in_flight": lanes},
+            "batching": {"max_batch_size": batch, "buckets": [batch], "max_in_flight": setup["lanes"]},
         }
     )
+
+
+def _measure(path: Path, setup: dict[str, Any], seconds: float) -> dict[str, Any]:
+    batch, lanes = setup["batch"], setup["lanes"]
+    wanted = execution(setup)
     began = time.perf_counter()
     if setup["binding"]:
-        session = Session.open(path, execution)
+        session = Session.open(path, wanted)
         session.warm_up([batch])
         spec, run = session.inputs[0], session.run
     else:
         providers.prepare(PROVIDER)
-        plain = ort.InferenceSession(str(path), providers.session_options(execution), providers=providers.providers(execution))
+        plain = ort.InferenceSession(str(path), providers.session_options(wanted), providers=providers.providers(wanted))
         spec, run = Session(plain, Execution(provider=PROVIDER), None).inputs[0], lambda inputs: plain.run(None, inputs)
     pixels = np.random.default_rng(0).integers(0, 256, spec.concrete(batch), dtype=np.uint8)
     for _ in range(5):
@@ -80,12 +86,8 @@ def _measure(path: Path, setup: dict[str, Any], seconds: float) -> dict[str, Any
     ready_s = time.perf_counter() - began
     rate, median_ms = hammer(lambda: run({spec.name: pixels}), lanes, seconds)
     used = gpu.devices()
-    return {
-        "rows_per_s": rate * batch,
-        "p50_ms": median_ms,
-        "ready_s": ready_s,
-        "gpu_memory_bytes": used[0].memory_used_bytes if used else None,
-    }
+    memory = {"gpu_memory_bytes": used[0].memory_used_bytes} if used else {}
+    return {"rows_per_s": rate * batch, "p50_ms": median_ms, "ready_s": ready_s, **memory}
 
 
 def hammer(call: Callable[[], Any], callers: int, seconds: float) -> tuple[float, float]:

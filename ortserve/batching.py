@@ -134,6 +134,18 @@ class Batcher:
     def admit(self, rows: int, *, deadline: float) -> Ticket:
         """A ticket for `rows` rows to be answered before `deadline` (`time.monotonic()` seconds). Call it in the event loop's thread.
 
+        Raises as `expect_room`.
+        """
+        self.expect_room(rows)
+        self._bind(asyncio.get_running_loop())
+        ticket = Ticket(self, rows, deadline)
+        self._open.add(ticket)
+        self._count(waiting=rows)
+        return ticket
+
+    def expect_room(self, rows: int) -> None:
+        """Nothing, where `rows` rows could be admitted now.
+
         Raises QueueFull, with the time the queue needs to drain; ShuttingDown; PayloadTooLarge where `rows` can never fit.
         """
         limit = self._settings.max_queue_size
@@ -145,11 +157,6 @@ class Batcher:
             raise PayloadTooLarge(f"expected at most {limit} rows in one request, got {rows}: send fewer at a time")
         if self._rows_waiting + rows > limit:
             raise refusals.queue_full(rows, limit, self._rows_waiting, self.drain_s)
-        self._bind(asyncio.get_running_loop())
-        ticket = Ticket(self, rows, deadline)
-        self._open.add(ticket)
-        self._count(waiting=rows)
-        return ticket
 
     async def close(self, *, drain: bool = True) -> None:
         """Nothing, once every admitted request is answered (`drain`) or failed with ShuttingDown, and the threads have ended.

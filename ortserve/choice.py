@@ -28,6 +28,11 @@ class Choice:
         self.path = first.endpoint.path
         self.takes: Files | Json = first.endpoint.takes
 
+    def expect_room(self) -> None:
+        """Nothing, where a row could be admitted now, or it is not known yet which model is asked. Raises as `Engine.expect_room`."""
+        if len(self._offers) == 1:
+            next(iter(self._offers.values())).served.expect_room()
+
     def of(self, wanted: str | None) -> Offer:
         """The model that NAME or NAME:VERSION means, or the only one. Raises InvalidParameter, naming those there are."""
         if wanted is None:

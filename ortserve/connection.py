@@ -101,7 +101,7 @@ class Connection(HttpToolsProtocol):
                 before.keep_alive = True  # its client has sent this one behind it: the last answer closes
             self.cycle.keep_alive = False
         if self.cycle is not before and self.cycle.scope["method"] != "HEAD":  # which has no body to wait for
-            self.cycle.transport = _OneWrite(self.transport)
+            self.cycle.transport = _OneWrite(self.transport)  # type: ignore[assignment]  # all that a response asks of one
 
     def on_message_complete(self) -> None:
         """The body is whole."""

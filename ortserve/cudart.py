@@ -1,15 +1,60 @@
-"""The few calls of CUDA's runtime that ONNX Runtime's Python binding lacks. Without effect where there is no such library."""
+"""CUDA's libraries: found wherever NVIDIA's wheels lie, and the few calls of its runtime that ONNX Runtime's Python binding lacks.
+
+Without effect where there is no such library.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import weakref
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 _PORTABLE = 1  # cudaHostRegisterPortable: page-locked for every device
+
+# What onnxruntime-gpu 1.31's CUDA provider opens, in the order they need each other, and the wheel that has it.
+LIBRARIES = {
+    "libcublasLt.so.13": "nvidia-cublas",
+    "libcublas.so.13": "nvidia-cublas",
+    "libnvrtc.so.13": "nvidia-cuda-nvrtc",
+    "libcurand.so.10": "nvidia-curand",
+    "libcufft.so.12": "nvidia-cufft",
+    "libcudart.so.13": "nvidia-cuda-runtime",
+    "libcudnn.so.9": "nvidia-cudnn-cu13",
+}
+
+
+def load_wheels() -> None:
+    """Open the libraries of NVIDIA's wheels in every folder of the import path; those that lie elsewhere are left to the loader.
+
+    `onnxruntime.preload_dlls` looks beside onnxruntime alone. With it in one folder and torch, which brought the wheels, in another, it
+    would find none; of a library that is open, the loader knows the name.
+    """
+    found = find_spec("nvidia")  # a namespace: every wheel adds to it
+    roots = [Path(root) for root in (found.submodule_search_locations or ())] if found else []
+    for name in LIBRARIES:
+        for path in (root / folder / "lib" / name for root in roots for folder in ("cu13", "cudnn")):
+            if path.is_file():
+                try:
+                    ctypes.CDLL(str(path))
+                except OSError:
+                    continue  # it lacks a library of its own; ONNX Runtime will say which
+                break
+
+
+def missing_libraries() -> list[str]:
+    """The wheels whose libraries neither the import path nor the loader has. After `load_wheels`."""
+    missing = []
+    for name, wheel in LIBRARIES.items():
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            missing.append(f"{wheel} ({name})")
+    return missing
 
 
 def pin(buffer: NDArray[Any]) -> bool:

@@ -56,6 +56,10 @@ class Engine(Protocol):
         """One place for so many rows, whose inputs come as whole tensors. Raises as `admit`."""
         ...
 
+    def expect_room(self) -> None:
+        """Nothing, where one row could be admitted now. Raises QueueFull, ShuttingDown, RunnerUnavailable."""
+        ...
+
     def stay(self) -> None:
         """This process was told to end: what answers its rows now is to do so until `close`."""
         ...

@@ -213,6 +213,10 @@ class LocalEngine:
             raise refusals.too_many(rows, limit)
         return self._batcher.admit(rows, deadline=deadline)
 
+    def expect_room(self) -> None:
+        """As `Engine.expect_room`."""
+        self._batcher.expect_room(1)
+
     def stay(self) -> None:
         """Nothing: it is here."""
 

@@ -90,6 +90,11 @@ class ServedModel:
         """The package's name."""
         return self.manifest.name
 
+    def expect_room(self) -> None:
+        """Nothing, where one payload could have a place now: what is refused anyway need not be taken apart. Raises as `predict`."""
+        with self._counting_refusals():
+            self.engine.expect_room()
+
     async def predict(self, payloads: Sequence[Any], parameters: Any) -> list[Answer | Refusal]:
         """An answer or an error for each payload, in order; a RequestError among the payloads is its own answer.
 

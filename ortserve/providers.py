@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnxruntime as ort
 
-from ortserve import tensorrt
+from ortserve import cudart, tensorrt
 from ortserve.cpus import available_cpus
 from ortserve.errors import ProviderError
 from ortserve.profile import GPU_PROVIDERS, Execution
@@ -51,7 +51,7 @@ def providers(execution: Execution) -> list[tuple[str, dict[str, str]]]:
 
     Behind TensorRT stands CUDA on the same device, for the nodes that TensorRT does not know.
     """
-    options = {key: _option(value) for key, value in execution.provider_options.items()}
+    options = {key: _option(execution.provider, value) for key, value in execution.provider_options.items()}
     if execution.cuda_graphs != "off":
         options["enable_cuda_graph"] = "1"
     chosen: list[tuple[str, dict[str, str]]] = [(execution.provider, options)]
@@ -69,11 +69,14 @@ def prepare(provider: str) -> None:
             f"install {_PACKAGES[provider]}, or choose a profile whose execution names another provider"
         )
     if provider in GPU_PROVIDERS:
+        cudart.load_wheels()
         ort.preload_dlls()
     if provider == "TensorrtExecutionProvider":
         tensorrt.load_libraries()
 
 
-def _option(value: Option) -> str:
-    """A provider option as ONNX Runtime wants it: text, with booleans as 1 and 0."""
-    return str(int(value)) if isinstance(value, bool) else str(value)
+def _option(provider: str, value: Option) -> str:
+    """A provider option as ONNX Runtime wants it: text. Booleans are 1 and 0, but TensorRT's True and False: its binding refuses 1."""
+    if isinstance(value, bool) and provider != "TensorrtExecutionProvider":
+        return str(int(value))
+    return str(value)

@@ -90,18 +90,25 @@ class RemoteEngine:
 
     def admit(self, rows: int, *, deadline: float) -> Sequence[RemotePlace]:
         """As `Engine.admit`."""
+        if rows == 0 and not self._closing:
+            return []
+        return self._link_with_room(rows).reserve(rows, deadline)
+
+    def expect_room(self) -> None:
+        """As `Engine.expect_room`."""
+        self._link_with_room(1)
+
+    def _link_with_room(self, rows: int) -> Link:
         limit = self._batching.max_queue_size
         if self._closing:
             raise refusals.stopping()
-        if rows == 0:
-            return []
         if rows > (most := min(limit, frames.MAX_RESERVED)):
             raise refusals.too_many(rows, most)
         if (link := self._link) is None or link.lost:
             raise refusals.no_runner()
         if (waiting := link.waiting()) + rows > limit:
             raise refusals.queue_full(rows, limit, waiting, link.drain_s)
-        return link.reserve(rows, deadline)
+        return link
 
     def admit_together(self, rows: int, *, deadline: float) -> JoinedPlace:
         """As `Engine.admit_together`: a stream carries row by row, so that one frame is no larger for a request of many."""

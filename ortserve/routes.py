@@ -71,6 +71,7 @@ def _predict(choice: Choice, limits: Limits, budget: body.BufferBudget) -> Handl
             request.receive, request.headers, limit_bytes=limit_bytes, timeout_s=limits.body_timeout_ms / 1000, budget=budget
         )
         try:
+            choice.expect_room()
             asked = requests.parse(data, kind, options, request.query(), takes, limits)
             value, answers = await body.unless_gone(request.receive, respond(choice, asked))
             if len(answers) != 1 or not isinstance(answer := answers[0], Answer):

@@ -96,11 +96,20 @@ class Session:
         provider = execution.provider
         providers.prepare(provider)
         try:
-            session = ort.InferenceSession(str(path), providers.session_options(execution), providers=providers.providers(execution))
+            # Its own fallback would print, and take the CPU: for a provider without libraries, and for a graph that cannot be captured.
+            session = ort.InferenceSession(
+                str(path), providers.session_options(execution), providers=providers.providers(execution), enable_fallback=0
+            )
         except Exception as error:  # the binding raises a family of types that share no base
             said = " ".join(str(error).split())
             if execution.cuda_graphs != "off" and "graph capture feature" in said:
                 raise GraphRefused(f"ONNX Runtime cannot capture {path.name} ({said}): set cuda_graphs: off") from error
+            if provider != "CPUExecutionProvider" and isinstance(
+                error, RuntimeError | ValueError
+            ):  # what its own fallback would have caught
+                raise ProviderError(
+                    f"profile asks for {provider}, which cannot be used ({said}): mend that, or choose a profile that names another"
+                ) from error
             raise ModelError(f"ONNX Runtime cannot load {path.name} on {provider}: {said}") from error
         session.disable_fallback()
         if (active := session.get_providers()[0]) != provider:

@@ -17,7 +17,7 @@ class SharedPool:
     operator, and two such runs are one thread more than there are CPUs. So a run that finds another one under way goes to a thread of the
     pool (`run_async`): each computes for itself then, which is the most rows per second, and the one that is left when the other ends has
     the pool's threads back at its next operator. One session does both: a second, single-threaded one would hold the weights twice
-    (108 MiB more of all-MiniLM-L6-v2, 133 of resnet50) and measured no faster.
+    (108 MiB more of all-MiniLM-L6-v2, 133 of resnet50) and measured hardly faster.
     """
 
     def __init__(self, session: ort.InferenceSession, outputs: list[str]) -> None:

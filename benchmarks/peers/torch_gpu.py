@@ -1,7 +1,7 @@
-"""The figure to beat: PyTorch native on the GPU, one picture a request, as a plain HTTP service does it. ResNet50 of random weights, fp32.
+"""The figure to beat: PyTorch native on the GPU, one picture a request, as a plain HTTP service does it. ResNet50, random weights, fp32.
 
-`python -m benchmarks.peers.torch_gpu PORT` serves POST /classify (multipart, field `image`) and GET /readyz. Needs torch, starlette, uvicorn
-and pillow: the network is written out here, so that no torchvision is asked for; its layers and shapes are torchvision's.
+`python -m benchmarks.peers.torch_gpu PORT` serves POST /classify (multipart, field `image`) and GET /readyz. Needs torch, starlette,
+uvicorn and pillow: the network is written out here, so that no torchvision is asked for; its layers and shapes are torchvision's.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def write_csv(path: Path, made: Sequence[Trial], contenders: Sequence[Contender]
     settings = [key for key in settings if key.startswith("execution.0.") or "." not in key if key != "description"]
     columns = ["part", "candidate", "label", "shipped", "rung", "seconds", *measured, "agreement", "reason", *settings]
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="", lineterminator="\n")
         writer.writeheader()
         for trial in made:
             common = {"part": "search", "candidate": trial.id, "label": trial.label, "shipped": trial.shipped, "rung": trial.rung}

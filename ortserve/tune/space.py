@@ -77,7 +77,7 @@ def space(objective: Objective, facts: Facts, providers: Sequence[str]) -> Space
     on_gpu = facts.provider in GPU_PROVIDERS
     knobs = [
         _parallelism(facts.cpus, batching, on_gpu),
-        _batch(facts, batching),
+        _batch(facts, batching, own.get(batching, {}).get("buckets", [])),
         Knob("precision", {precision: {"execution.0.precision": [precision]} for precision in reversed(facts.precisions)}),
         Knob("spinning", {f"spinning {word}": {f"{SESSION}.allow_spinning": word == "on"} for word in ("on", "off")}),
         Knob("delay", {f"delay {ms} ms": {f"execution.0.{batching}.max_queue_delay_ms": ms} for ms in (2, 5, 1, 0)}),
@@ -85,6 +85,8 @@ def space(objective: Objective, facts: Facts, providers: Sequence[str]) -> Space
     if on_gpu:
         search = "execution.0.provider_options.cudnn_conv_algo_search"
         knobs.append(Knob("convolutions", {f"convolutions {how}": {search: how} for how in ("EXHAUSTIVE", "DEFAULT", "HEURISTIC")}))
+    if "cuda_graphs" in own:
+        knobs.append(Knob("graphs", {f"graphs {how}": {"execution.0.cuda_graphs": how} for how in ("off", "auto")}))
     if facts.ragged:
         tokens = f"execution.0.{batching}.max_batch_tokens"
         knobs.append(Knob("tokens", {f"tokens {count}": {tokens: count} for count in (512, 1024, 256, 2048, 128, 4096, 16384)}))
@@ -96,13 +98,14 @@ def space(objective: Objective, facts: Facts, providers: Sequence[str]) -> Space
 
 
 def execution_for(provider: str, data: Mapping[str, Any]) -> Data:
-    """The profile's own execution on that provider, else another shipped profile's, else the first one's with only the provider changed."""
+    """The profile's own execution on that provider, else another shipped profile's, else what any provider takes of the first one's."""
     everywhere = [data, *(yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(Path(SHIPPED).glob("*.yaml")))]
     for profile in everywhere:
         for execution in profile.get("execution", ()):
             if execution["provider"] == provider:
                 return dict(execution)
-    return {**data["execution"][0], "provider": provider, "provider_options": {}}
+    common = ("precision", "session", "batching", "text_batching")  # the rest belongs to its provider
+    return {"provider": provider, **{key: value for key, value in data["execution"][0].items() if key in common}}
 
 
 def roomy(data: Data) -> Data:
@@ -146,8 +149,13 @@ def _parallelism(cpus: int, batching: str, on_gpu: bool) -> Knob:
     return Knob("parallelism", dict(ways))
 
 
-def _batch(facts: Facts, batching: str) -> Knob:
-    """Sizes up to the one that was verified; those in the middle first. A bucket list ends at the size, so it is emptied."""
+def _batch(facts: Facts, batching: str, buckets: Sequence[int]) -> Knob:
+    """Sizes up to the one that was verified, those in the middle first. Where the base has buckets they end at the size."""
     sizes = [size for size in (4, 16, 1, 8, 32, 2, 64, 128, 256) if size <= facts.max_batch]
     key = f"execution.0.{batching}"
-    return Knob("batch", {f"batch {size}": {f"{key}.max_batch_size": size, f"{key}.buckets": []} for size in sizes})
+
+    def change(size: int) -> Change:
+        fitting = [*(bucket for bucket in buckets if bucket < size), size] if buckets else []
+        return {f"{key}.max_batch_size": size, f"{key}.buckets": fitting}
+
+    return Knob("batch", {f"batch {size}": change(size) for size in sizes})

@@ -34,7 +34,7 @@ def profile_text(best: Contender, contenders: Sequence[Contender], made: Sequenc
 def _comments(data: Data, made: Sequence[Trial], goal: Goal) -> dict[str, str]:
     """Dotted key -> what was measured of its values."""
     values = [(dict(leaves(trial.data)), trial.figures) for trial in longest(made) if trial.figures is not None]
-    searched = [dict(leaves(trial.data)) for trial in made if not trial.shipped]
+    searched = [dict(leaves(trial.data)) for trial in made if trial.shipped in ("", goal.objective)]
     comments = {}
     for key, chosen in leaves(data):
         if len({_flow(found.get(key)) for found in searched}) < 2:

@@ -146,7 +146,7 @@ def test_only_this_tasks_paths_are_there_and_documented(client: httpx.Client) ->
     assert {"/detect", "/detect_batch"} <= paths.keys()
     assert "/classify" not in paths
     names = {parameter["name"] for parameter in paths["/detect"]["post"]["parameters"]}
-    assert names == {"score_threshold", "iou_threshold", "max_detections", "classes"}
+    assert names == {"score_threshold", "iou_threshold", "max_detections", "classes", "model"}
     manifest = client.get("/models/faces").json()["manifest"]
     assert manifest["detection"]["nms"] == "graph"
 

@@ -48,7 +48,7 @@ def test_the_answer_is_that_of_the_steps_asked_one_by_one(client: httpx.Client) 
         ]
         many.paste(Image.merge("RGB", bands), (left, 20))
     sent = png(many)
-    answer = client.post(PATH, files={"image": sent}, data={"score_threshold": "0.5", "top_k": "2"})
+    answer = client.post(PATH, files={"image": ("p.png", sent, "image/png")}, data={"score_threshold": "0.5", "top_k": "2"})
     assert answer.status_code == 200, answer.text
     objects = answer.json()["objects"]
     assert len(objects) == 2
@@ -64,7 +64,7 @@ def test_the_answer_is_that_of_the_steps_asked_one_by_one(client: httpx.Client) 
 
 
 def test_a_picture_without_objects_asks_no_classifier(client: httpx.Client) -> None:
-    assert client.post(PATH, files={"image": picture("red", 300)}).json() == {"objects": []}
+    assert client.post(PATH, files={"image": ("p.png", picture("red", 300), "image/png")}).json() == {"objects": []}
 
 
 @pytest.mark.parametrize(("content", "fields", "status", "code"), [

@@ -11,8 +11,11 @@ from typing import Any
 
 import bentoml as bentoml_client
 import httpx
+import numpy as np
 import pytest
+import tritonclient.http as triton
 import yaml
+from tritonclient.utils import InferenceServerException
 
 from tests.packages import add_package, picture
 from tests.serving import DIGITS, ROOT, Server, bentoml, until
@@ -113,6 +116,31 @@ def test_a_request_that_means_none_of_them_is_told_which_there_are(server: Serve
     answer = classify(server, SEVEN, query)
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_parameter")
     assert answer.json()["error"]["message"] == words
+
+
+def test_each_answers_tensors_by_its_own_name_and_has_statistics_of_its_own(server: Server) -> None:
+    names = ["digits", "colours", "slow"]
+    with triton.InferenceServerClient(f"127.0.0.1:{server.port}") as stock:
+        assert [(one["name"], one["state"]) for one in stock.get_model_repository_index()] == [(name, "READY") for name in names]
+        for name in names:
+            [given] = stock.get_model_metadata(name)["inputs"]
+            before = [one["inference_count"] for one in stock.get_inference_statistics()["model_stats"]]
+            rows = np.zeros((1, *given["shape"][1:]), np.uint8)
+            sent = triton.InferInput(given["name"], list(rows.shape), given["datatype"]).set_data_from_numpy(rows)
+            answer = stock.infer(name, [sent])
+            assert answer.get_response()["model_name"] == name
+            expected = [count + (name == other) for other, count in zip(names, before, strict=True)]
+            until(lambda wanted=expected: [one["inference_count"] for one in stock.get_inference_statistics()["model_stats"]] == wanted)
+            assert stock.get_model_config(name)["dynamic_batching"]["default_queue_policy"]["max_queue_size"] == (
+                2 if name == "slow" else 256
+            )
+        with pytest.raises(InferenceServerException, match="this service has digits, colours, slow"):
+            stock.get_model_metadata("cats")
+        rows = np.repeat(rows, 3, 0)  # of the slow model, whose queue is of two
+        sent = triton.InferInput(given["name"], list(rows.shape), given["datatype"]).set_data_from_numpy(rows)
+        with pytest.raises(InferenceServerException, match="at most 2") as refused:
+            stock.infer("slow", [sent])
+        assert refused.value.status() == "413"
 
 
 def test_a_model_whose_queue_is_full_refuses_its_own_callers_and_nobody_elses(server: Server) -> None:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.e2e
 
 
 def command(output: Path, *options: str) -> list[str]:
-    fixed = ["--model", "digits", "--objective", "throughput", "--budget-minutes", "0.3", "--output", str(output)]
+    fixed = ["--model", "digits", "--objective", "throughput", "--budget-minutes", "0.2", "--output", str(output)]
     return [sys.executable, "-m", "ortserve.tune", *fixed, *options]
 
 

@@ -14,7 +14,6 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from ortserve import cudart
 from ortserve.bound import Lanes, Thread
 from ortserve.errors import GraphRefused
 from ortserve.manifest import TensorSpec
@@ -192,33 +191,3 @@ def test_a_thread_passes_on_what_is_raised_and_ends_with_its_owner() -> None:
     gc.collect()
     worker.join(10)
     assert not worker.is_alive()
-
-
-def test_without_cudas_library_nothing_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cudart, "_library", lambda: None)
-    assert cudart.pin(np.zeros(4)) is False
-    cudart.use_device(1)
-
-
-def test_pinned_memory_is_given_back_before_it_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Runtime:
-        def __init__(self) -> None:
-            self.registered: set[int] = set()
-
-        def cudaHostRegister(self, address: Any, size: Any, flags: Any) -> int:
-            assert (size.value, flags.value) == (4096, 1)
-            self.registered.add(address.value)
-            return 0
-
-        def cudaHostUnregister(self, address: Any) -> int:
-            self.registered.remove(address.value)
-            return 0
-
-    runtime = Runtime()
-    monkeypatch.setattr(cudart, "_library", lambda: runtime)
-    buffer = np.zeros(4096, np.uint8)
-    assert cudart.pin(buffer) is True
-    assert runtime.registered == {buffer.ctypes.data}
-    del buffer
-    gc.collect()
-    assert runtime.registered == set()

@@ -48,6 +48,7 @@ class Ready:
 def exercise(metrics: Metrics) -> None:
     """Touch every metric once."""
     model = metrics.for_model("digits")
+    metrics.started()
     metrics.describe(model="digits", **FACTS)
     model.opened(**BOUNDS)
     metrics.scrape(Ready())

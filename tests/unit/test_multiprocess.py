@@ -33,6 +33,7 @@ def serve(folder: Path, orders: Connection) -> None:
 
     metrics = Metrics(service="s", version="v")
     model = metrics.for_model("digits")
+    metrics.started()
     metrics.describe(model="digits", version="1", task="t", precision="fp32", sha256="00", provider="CPU", onnxruntime_version="1")
     orders.send("ready")
     while (order := orders.recv()) != "stop":

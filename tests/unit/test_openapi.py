@@ -112,9 +112,9 @@ def test_what_a_client_may_send() -> None:
     assert set(batch["requestBody"]["content"]) == {"multipart/form-data"}
     for operation, field in ((classify, "image"), (batch, "images")):
         form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
-        assert set(form["properties"]) == {field, "top_k"}
+        assert set(form["properties"]) == {field, "top_k", "model"}
         assert form["required"] == [field]
-        assert [parameter["name"] for parameter in operation["parameters"]] == ["top_k"]
+        assert [parameter["name"] for parameter in operation["parameters"]] == ["top_k", "model"]
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_graphs_are_asked_for_by_onnxruntimes_own_option(wanted: str) -> None:
 def test_behind_tensorrt_stands_cuda_on_the_same_device() -> None:
     chosen = providers(execution("TensorrtExecutionProvider", provider_options={"device_id": 3, "trt_fp16_enable": True}))
     assert chosen == [
-        ("TensorrtExecutionProvider", {"device_id": "3", "trt_fp16_enable": "1"}),
+        ("TensorrtExecutionProvider", {"device_id": "3", "trt_fp16_enable": "True"}),
         ("CUDAExecutionProvider", {"device_id": "3"}),
     ]
 

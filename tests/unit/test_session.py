@@ -131,11 +131,14 @@ def test_cuda_without_a_gpu_is_refused_and_never_becomes_the_cpu(model: Path) ->
         Session.open(model, Execution(provider="CUDAExecutionProvider"))
 
 
-def test_eight_threads_at_once_get_their_own_rows(model: Path) -> None:
-    session = Session.open(model, CPU)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_eight_threads_at_once_get_their_own_rows(model: Path, threads: int) -> None:
+    session = Session.open(
+        model, Execution.model_validate({"provider": "CPUExecutionProvider", "session": {"intra_op_num_threads": threads}})
+    )
 
     def ask(number: int) -> bool:
-        rows = 1 + number % 5
+        rows = 1 + number % 50
         answer = session.run({"pixels": pixels(rows, first=number % 200)})
         return np.array_equal(answer["doubled"], pixels(rows, first=number % 200).astype(np.float32) * 2)
 

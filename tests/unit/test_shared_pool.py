@@ -15,7 +15,8 @@ import pytest
 from ortserve.batching import Batcher
 from ortserve.profile import Execution
 from ortserve.profile import Session as Options
-from ortserve.session import Session, session_options
+from ortserve.providers import session_options
+from ortserve.session import Session
 from ortserve.shared_pool import SharedPool
 from tests.held_session import Notes, asking, rows, run, settings, turns, values
 from tests.unit.test_session import pixels, write_model
@@ -121,20 +122,6 @@ def test_what_failed_is_told_and_frees_its_thread(way: str) -> None:
     opened.release("wide")
     assert values({"y": pool.run(rows(3.0))[0]}) == [30.0]
     assert opened.ways[-1] == "wide"
-
-
-def test_threads_of_a_real_session_get_their_own_rows(tmp_path: Path) -> None:
-    execution = Execution(provider="CPUExecutionProvider", session=Options(intra_op_num_threads=3))
-    session = Session.open(write_model(tmp_path / "tiny.onnx"), execution)
-    assert session._pool is not None
-
-    def ask(number: int) -> bool:
-        count = 1 + number % 50
-        answer = session.run({"pixels": pixels(count, first=number % 200)})
-        return np.array_equal(answer["doubled"], pixels(count, first=number % 200).astype(np.float32) * 2)
-
-    with ThreadPoolExecutor(8) as threads:
-        assert all(threads.map(ask, range(400)))
 
 
 def test_what_onnx_runtime_refuses_on_a_thread_of_the_pool_is_raised(tmp_path: Path) -> None:

@@ -127,6 +127,6 @@ def test_missing_libraries_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_onnxruntime_is_given_is_text(manifest: Manifest) -> None:
     first, behind = providers(tensorrt.prepared(execution(provider_options={"device_id": 0}), manifest, "fp16"))
-    assert first[1]["trt_engine_cache_enable"] == "1"
+    assert first[1]["trt_engine_cache_enable"] == first[1]["trt_fp16_enable"] == "True"  # "1" is refused
     assert all(isinstance(value, str) for value in first[1].values())
     assert behind == ("CUDAExecutionProvider", {"device_id": "0"})

@@ -20,7 +20,7 @@ from ortserve.tasks.endpoint import Json
 from ortserve.tasks.feature_extraction import FeatureExtraction
 from ortserve.tasks.row import Row
 from ortserve.tasks.text_classification import TextClassification
-from tests.texts import tokenizer_json
+from tests.texts import SPECIAL, WORDS, tokenizer_json
 
 MAX_TOKENS = 6
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
@@ -244,3 +244,11 @@ def test_one_request_of_texts_cannot_fill_a_shipped_profiles_queue(name: str) ->
     for execution in shipped.execution:
         assert execution.text_batching is not None
         assert shipped.limits.max_texts_per_request <= execution.text_batching.max_queue_size / 2
+
+
+def test_what_a_sender_of_tensors_may_put_into_each_input(embedder: FeatureExtraction, classifier: TextClassification) -> None:
+    for task in (embedder, classifier):
+        assert task.bounds == {"input_ids": len(SPECIAL) + len(WORDS), "attention_mask": 2, "token_type_ids": 2}
+        parameters = asked(task, b'{"inputs": ["good film, unheard of"]}')[1]
+        tensors = task.preprocess("good film, unheard", parameters).tensors
+        assert all(tensor.min() >= 0 and tensor.max() < task.bounds[name] for name, tensor in tensors.items())

@@ -71,6 +71,15 @@ def test_what_is_best_together_is_found_without_measuring_every_combination() ->
     assert len({label for label, _ in machine.trials}) < combinations / 5
 
 
+@pytest.mark.parametrize("room", [12, 24, 40])
+def test_what_helped_alone_is_laid_together_before_anything_else_is_tried_again(room: int) -> None:
+    machine = Machine(room=room)
+    found(machine)
+    parts = ("int8", "threads 1, in flight 4", "batch 16")
+    at = next(number for number, (label, _) in enumerate(machine.trials) if all(part in label for part in parts))
+    assert at < 45  # one knob after another needs 46 or more
+
+
 def test_the_longer_a_measurement_the_fewer_have_it() -> None:
     machine = Machine()
     found(machine)
@@ -131,6 +140,11 @@ def test_every_way_of_running_is_a_profile_that_loads(objective: str, facts: Fac
         file.write_text(candidate.yaml())
         loaded = profile.load(str(file))
         assert len(loaded.execution) == 1
+
+
+def test_the_sizes_of_a_batch_that_have_a_graph_each_end_at_the_largest() -> None:
+    batch = next(knob for knob in space("throughput", GPU, []).knobs if knob.name == "batch")
+    assert batch.alternatives["batch 16"]["execution.0.batching.buckets"] == [1, 2, 4, 8, 16]
 
 
 def test_the_precisions_tried_are_those_of_the_package() -> None:
