@@ -88,7 +88,8 @@ def ask(server: Server, content: bytes) -> dict[str, Any]:
 def test_the_bento_holds_what_serves_and_nothing_else(bentos: Bentos) -> None:
     source = bentos.folder(bentos.digits) / "src"
     held = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
-    serving = {str(path.relative_to(ROOT)) for path in (ROOT / "ortserve").rglob("*.py") if "export" not in path.relative_to(ROOT).parts}
+    tools = {"export", "tune"}
+    serving = {str(path.relative_to(ROOT)) for path in (ROOT / "ortserve").rglob("*.py") if not tools & {*path.relative_to(ROOT).parts}}
     assert held == serving | {"service.py", "bentofile.yaml"} | {f"profiles/{name}.yaml" for name in SHIPPED}
 
 

@@ -327,7 +327,9 @@ def test_the_schema_and_the_document_describe_what_is_there(client: httpx.Client
     validate(document)
     for path, item in document["paths"].items():
         for method in item:
-            assert client.request(method, path.replace("{name}", "digits")).status_code in (200, 415), path
+            answer = client.request(method, path.replace("{name}", "digits").replace("{version}", "1"))
+            empty = 400 if path.startswith("/v2") else 415  # what a body that is none is answered with
+            assert answer.status_code == (200 if method == "get" or path == "/v2/repository/index" else empty), path
     assert {route["route"] for route in client.get("/schema.json").json()["routes"]} == {"/classify", "/classify_batch"}
 
 

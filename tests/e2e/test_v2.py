@@ -122,9 +122,10 @@ def test_every_other_endpoint_by_the_stock_client(stock: triton.InferenceServerC
     stock.infer("digits", [tensor(np.repeat(pixels, 3, 0), binary=True)])
     (after,) = stock.get_inference_statistics()["model_stats"]
     assert after["inference_count"] - before["inference_count"] == 3
-    assert after["execution_count"] - before["execution_count"] == 1
+    assert 1 <= after["execution_count"] - before["execution_count"] <= 2  # two slots that are free share the rows
     for name in ("success", "queue", "compute_input", "compute_infer"):
-        assert after["inference_stats"][name]["count"] - before["inference_stats"][name]["count"] == 1
+        most = 1 if name in ("success", "compute_input") else 2
+        assert 1 <= after["inference_stats"][name]["count"] - before["inference_stats"][name]["count"] <= most
         assert after["inference_stats"][name]["ns"] > before["inference_stats"][name]["ns"]
     for call in (lambda: stock.load_model("digits"), lambda: stock.unload_model("digits")):
         with pytest.raises(InferenceServerException, match="neither loaded nor unloaded") as refused:

@@ -25,9 +25,10 @@ def bento(digits_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_source_is_the_serving_code_and_the_profiles(bento: Path) -> None:
     source = bento / "src"
     assert {path.name for path in source.iterdir()} == {"bentofile.yaml", "service.py", "ortserve", "profiles"}
-    assert not (source / "ortserve" / "export").exists()
+    tools = {"export", "tune"}
+    assert not tools & {path.name for path in (source / "ortserve").iterdir()}
     held = {path.relative_to(source).as_posix() for path in source.rglob("*.py")}
-    here = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("ortserve/**/*.py") if "export" not in path.parts} | {"service.py"}
+    here = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("ortserve/**/*.py") if not tools & {*path.parts}} | {"service.py"}
     assert held == here
 
 
