@@ -27,8 +27,9 @@ def read(where: str, datatype: str, shape: Sequence[int], data: Any) -> NDArray[
     _check_types(where, datatype, dtype, set(map(type, flat)))
     try:
         with np.errstate(over="ignore"):  # looked for below
-            array = np.array(flat, dtype)
-    except OverflowError:
+            # Pictures: `bytes` takes a quarter of the time, and refuses what is out of range with a ValueError.
+            array = np.frombuffer(bytes(flat), np.uint8) if datatype == "UINT8" else np.array(flat, dtype)
+    except (OverflowError, ValueError):
         raise ShapeMismatch(
             f"{where}: expected numbers that {datatype} can hold, got one out of its range: send another datatype"
         ) from None
