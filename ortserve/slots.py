@@ -16,7 +16,7 @@ Jobs = SimpleQueue[Batch | None]
 class Slots:
     """`count` daemon threads that run batches on `runs` and report each to the event loop.
 
-    The thread that was free last is taken first: while batches come one at a time they all run on one thread, whose memory and CPU are warm.
+    The thread that was free last is taken first: batches that come one at a time all run on one thread, whose memory and CPU are warm.
     Our own rather than an executor's: nothing joins them at exit, so a session that hangs does not keep the process from ending.
     """
 
