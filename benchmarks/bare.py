@@ -7,14 +7,13 @@ more: decoding it and running it alone, one after the other, which is what a sin
 from __future__ import annotations
 
 import json
-import threading
-import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
 
+from benchmarks.callers import hammer
 from ortserve import images
 from ortserve.cpus import available_cpus
 from ortserve.manifest import Manifest
@@ -48,28 +47,18 @@ def measure(path: Path, seconds: float, setup: dict[str, Any], picture: bytes | 
     inputs = {spec.name: np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)}
     how, limits = Manifest.read(path.parent).preprocessing, Limits()
     session.warm_up([setup["batch"]])
-    latencies: list[float] = []
-    stop_at = time.perf_counter() + seconds
 
     def call() -> None:
-        while (started := time.perf_counter()) < stop_at:
-            if picture is not None and how is not None:
-                session.run({spec.name: images.load(picture, how, limits, decoder="exact")[np.newaxis]})
-            else:
-                session.run(inputs)
-            latencies.append(time.perf_counter() - started)
+        if picture is not None and how is not None:
+            session.run({spec.name: images.load(picture, how, limits, decoder="exact")[np.newaxis]})
+        else:
+            session.run(inputs)
 
-    workers = [threading.Thread(target=call) for _ in range(setup["callers"])]
-    started = time.perf_counter()
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    elapsed = time.perf_counter() - started
+    calls_per_s, median_ms = hammer(call, setup["callers"], seconds)
     return setup | {
         "decoding": picture is not None,
-        "rows_per_s": len(latencies) * setup["batch"] / elapsed,
-        "p50_ms": float(np.median(latencies)) * 1000,
+        "rows_per_s": calls_per_s * setup["batch"],
+        "p50_ms": median_ms,
     }
 
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
+from benchmarks.callers import hammer
 from ortserve import gpu, providers
 from ortserve.manifest import Manifest
 from ortserve.profile import Execution
@@ -88,25 +88,6 @@ def _measure(path: Path, setup: dict[str, Any], seconds: float) -> dict[str, Any
     used = gpu.devices()
     memory = {"gpu_memory_bytes": used[0].memory_used_bytes} if used else {}
     return {"rows_per_s": rate * batch, "p50_ms": median_ms, "ready_s": ready_s, **memory}
-
-
-def hammer(call: Callable[[], Any], callers: int, seconds: float) -> tuple[float, float]:
-    """Calls per second of that many threads, and the median milliseconds of one."""
-    took: list[float] = []
-    stop_at = time.perf_counter() + seconds
-
-    def loop() -> None:
-        while (started := time.perf_counter()) < stop_at:
-            call()
-            took.append(time.perf_counter() - started)
-
-    threads = [threading.Thread(target=loop) for _ in range(callers)]
-    began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return len(took) / (time.perf_counter() - began), float(np.median(took)) * 1000
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ CPU through `Session.run`, as the batcher does with `max_in_flight`; and a singl
 from __future__ import annotations
 
 import json
-import threading
-import time
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,10 @@ import numpy as np
 import psutil
 import typer
 
-from benchmarks.quick import RESULTS, built_model, console, heading, summary, wait_until_idle
+from benchmarks import models as packages
+from benchmarks.callers import hammer
+from benchmarks.machine import heading, headline, summary, wait_until_idle
+from benchmarks.places import RESULTS, console
 from benchmarks.text import built, package
 from ortserve.cpus import available_cpus
 from ortserve.profile import Execution
@@ -35,7 +36,8 @@ PICTURE = 0  # tokens: a row of no length
 
 def main(rounds: int = 5, seconds: float = 1.5) -> None:
     """Measure and write. SECONDS is the time of each measurement."""
-    models = {"resnet50": (built_model("resnet50")[1], "probabilities"), "all-MiniLM-L6-v2": (package(built()) / "fp32.onnx", "embedding")}
+    built()
+    models = {"resnet50": (packages.resnet50().onnx, "probabilities"), "all-MiniLM-L6-v2": (package() / "fp32.onnx", "embedding")}
     idle = wait_until_idle()
     cases: list[dict[str, Any]] = []
     memory: dict[str, float] = {}
@@ -95,21 +97,8 @@ def filled(session: Session, rows: int, tokens: int) -> Tensors:
 def measured(session: Session, inputs: Tensors, rows: int, callers: int, seconds: float) -> tuple[float, float]:
     """Rows per second of so many callers at once, and the median milliseconds of a batch."""
     session.run(inputs)
-    took: list[float] = []
-    stop_at = time.perf_counter() + seconds
-
-    def call() -> None:
-        while (started := time.perf_counter()) < stop_at:
-            session.run(inputs)
-            took.append(time.perf_counter() - started)
-
-    threads = [threading.Thread(target=call) for _ in range(callers)]
-    started = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return len(took) * rows / (time.perf_counter() - started), float(np.median(took)) * 1000
+    calls_per_s, median_ms = hammer(lambda: session.run(inputs), callers, seconds)
+    return calls_per_s * rows, median_ms
 
 
 def pss_mib() -> float:
@@ -120,8 +109,7 @@ def pss_mib() -> float:
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     lines = [
-        f"Measured {result['measured_at'][:10]} on {result['machine']['cpus']} CPUs ({result['machine']['cpu']}), without HTTP, medians of "
-        f"{result['rounds']} rounds of {result['seconds_each']:g} s in turns; ratios round by round (lowest to highest).",
+        headline(result, ", without HTTP; ratios round by round (lowest to highest)."),
         "",
         f"| model | rows in a batch | {' | '.join(f'rows/s: {shown}' for shown in WAYS.values())} | second over first | third over first |",
         "|---|---|---|---|---|---|---|",

@@ -6,9 +6,14 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ortserve import multiprocess
+
+if TYPE_CHECKING:
+    from ortserve.engine import Engine
 
 RUN_FOLDER_ENV = "ORTSERVE_RUN_FOLDER"  # set by the parent process for its workers
 _PREFIX = "ortserve"
@@ -106,13 +111,15 @@ class Readiness:
         self.leaving = True
         self._mark.unlink(missing_ok=True)
 
-    def lacking(self) -> tuple[str, str] | None:
-        """Why this worker and the others are not all ready, as an error's code and message; None where they are."""
+    def lacking(self, engines: Iterable[Engine] = ()) -> tuple[str, str] | None:
+        """Why not all workers are ready or those engines cannot answer now, as an error's code and message; None where they can."""
         if self.leaving:
             return "shutting_down", "this service is stopping: send new requests to another"
         ready, expected = self.count()
         if ready < expected:
             return "not_ready", f"expected {expected} warm workers, {ready} are: wait and ask again"
+        if not all(engine.available for engine in engines):
+            return "not_ready", "expected a runner that is warm, none is connected: wait and ask again"
         return None
 
     def count(self) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from ortserve.model import Answer, ServedModel
 from ortserve.page import page
 from ortserve.profile import Limits, Profile
 from ortserve.readiness import Readiness
-from ortserve.replies import Reply, error_body, json_reply, log_failure
+from ortserve.replies import Reply, error_body, json_reply, log_failure, server_timing
 from ortserve.requests import Asked
 from ortserve.tasks.endpoint import Endpoint, Json
 from ortserve.v2 import routes as v2_routes
@@ -76,9 +76,10 @@ def _predict(choice: Choice, limits: Limits, budget: body.BufferBudget) -> Handl
             value, answers = await body.unless_gone(request.receive, respond(choice, asked))
             if len(answers) != 1 or not isinstance(answer := answers[0], Answer):
                 return json_reply(value)
+            stages = _stages(answer)
             if request.span is not None:
-                request.span.record_stages(_stages(answer))
-            return json_reply(value, headers=[_server_timing(answer)])
+                request.span.record_stages(stages)
+            return json_reply(value, headers=[server_timing(stages)])
         finally:
             budget.give_back(len(data))
 
@@ -116,11 +117,6 @@ def _raise(error: Any, endpoint: Endpoint, index: int, count: int) -> None:
         raise type(error)(f"{endpoint.takes.field}[{index}]: {error}") from error
     if isinstance(error, RequestError | ServingError):
         raise error
-
-
-def _server_timing(answer: Answer) -> tuple[bytes, bytes]:
-    """Where the time went, in milliseconds, as the W3C's Server-Timing header: any browser or client can show it."""
-    return b"server-timing", ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in _stages(answer).items()).encode()
 
 
 def _stages(answer: Answer) -> dict[str, float]:
@@ -162,10 +158,8 @@ def _alive(liveness: Liveness) -> Handler:
 
 def _ready(readiness: Readiness, engines: Collection[Engine]) -> Handler:
     async def handler(_: Request) -> Reply:
-        if (reason := readiness.lacking()) is not None:
+        if (reason := readiness.lacking(engines)) is not None:
             return json_reply(error_body(*reason), 503)
-        if not all(engine.available for engine in engines):
-            return json_reply(error_body("not_ready", "expected a runner that is warm, none is connected: wait and ask again"), 503)
         return json_reply({"status": "ready", "workers": readiness.count()[0]})
 
     return handler

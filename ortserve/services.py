@@ -170,8 +170,7 @@ class OrtService(PackagedService):
 
         # Those of ModelService are of every task, and these models have some; what a class under it adds is its own.
         [declared] = [kind for kind in self.inner.__mro__ if "runners" in vars(kind)]
-        offered = {name: api for name, api in self.apis.items() if name not in vars(declared) or api.route in self.choices}
-        self.apis = offered
+        self.apis = {name: api for name, api in self.apis.items() if name not in vars(declared) or api.route in self.choices}
         return routes.build(self.served, self.choices, self.profile, ready, lives, self.metrics)
 
     def leave(self) -> None:

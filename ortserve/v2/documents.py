@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ortserve.manifest import TensorSpec
+from ortserve.profile import GPU_PROVIDERS
 from ortserve.v2.datatypes import datatype
 from ortserve.v2.inference import outputs_of
 
@@ -44,7 +45,7 @@ def configuration(served: ServedModel) -> dict[str, Any]:
     """Triton's model configuration, so far as it has words for what runs here. `GET /models/{name}` says all of it."""
     facts = served.engine.facts()
     batching = served.engine.batching
-    on_gpu = facts["provider"] in ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+    on_gpu = facts["provider"] in GPU_PROVIDERS
     return {
         "name": served.name,
         "platform": _PLATFORM,

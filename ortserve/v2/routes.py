@@ -12,7 +12,7 @@ import orjson
 from ortserve import __version__, body
 from ortserve.edge import Handler, Request, Route
 from ortserve.errors import NotFound, PayloadTooLarge, RequestError, UnsupportedMediaType
-from ortserve.replies import Reply, json_reply, v2_error_body
+from ortserve.replies import Reply, json_reply, server_timing, v2_error_body
 from ortserve.v2 import documents, inference, request_reader, response_writer
 from ortserve.v2.inference import Checked
 from ortserve.v2.statistics import statistics
@@ -94,11 +94,8 @@ class _Service:
 
     def lacking(self, wanted: Sequence[ServedModel]) -> str | None:
         """Why those models do not all answer now; None where they do."""
-        if (reason := self._readiness.lacking()) is not None:
-            return reason[1]
-        if all(served.engine.available for served in wanted):
-            return None
-        return "expected a runner that is warm, none is connected: wait and ask again"
+        reason = self._readiness.lacking([served.engine for served in wanted])
+        return None if reason is None else reason[1]
 
     async def measured(self, wanted: Sequence[ServedModel]) -> Reply:
         """The statistics of those models."""
@@ -183,7 +180,7 @@ async def _infer(service: _Service, served: ServedModel, request: Request) -> Re
     stages = {"decode": decode_s, "queue": response.queue_s, "inference": response.inference_s}
     if request.span is not None:
         request.span.record_stages(stages)
-    reply.headers.append((b"server-timing", ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items()).encode()))
+    reply.headers.append(server_timing(stages))
     return reply
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -335,3 +336,8 @@ def test_what_a_technique_takes_away_is_a_profile(technique: techniques.Techniqu
     without = profile.load(str(techniques.changed(technique)))
     assert (without != profile.load("default").model_copy(update={"name": without.name})) or technique.env
     assert without.execution[-1].provider == "CPUExecutionProvider"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in Path(bench.__file__).parent.glob("*.py")))
+def test_every_measurement_finds_what_it_is_made_of(name: str) -> None:
+    importlib.import_module(f"benchmarks.{name}" if name != "__init__" else "benchmarks")
