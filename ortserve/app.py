@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
@@ -47,6 +48,8 @@ class AppFactory(ServiceAppFactory):
         """Ready once BentoML's own start is done; on the way out nothing new, then everything admitted answered."""
         async with super().lifespan(app):
             await self._start()
+            gc.collect()
+            gc.freeze()  # what is here now stays; every full collection walks all of it else, and nobody is answered meanwhile
             self._drain.arm()
             self._ready.mark()
             yield

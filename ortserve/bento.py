@@ -260,11 +260,6 @@ class PackagedService(Service[Any]):
         self.inject_config()
         ready = readiness.Readiness(folder, self.name)
         leaving = [ready.unmark, self.leave]
-        if find_spec("httptools") is not None:  # else uvicorn takes h11, which has limits of its own
-            from ortserve import connection
-
-            connection.install()
-            leaving.append(connection.let_go)
         if readiness.made_here(folder):  # there is no parent to do it
             readiness.expect(folder, self.name, self.worker_count)
             self._open_metrics_port(folder)
@@ -297,6 +292,11 @@ class PackagedService(Service[Any]):
             tracer=tracer,
             access_log=self.profile.logging.access_log,
         )
+        if find_spec("httptools") is not None:  # else uvicorn takes h11, which has limits of its own
+            from ortserve import connection
+
+            connection.install(edge.turned_away)
+            leaving.append(connection.let_go)
         return self.in_front(edge)
 
     def _version(self) -> str:

@@ -8,7 +8,9 @@ those whose first request is still on its way. None of that reaches an ASGI appl
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn import config
@@ -16,16 +18,31 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ortserve import logs
 from ortserve.errors import HeadersTooLarge, RequestError, RequestTimeout
-from ortserve.replies import error_reply, log_failure
+from ortserve.replies import Reply, error_reply, log_failure
 
 MAX_HEAD_BYTES = 64 * 1024  # request line and headers; uvicorn's own limit where it parses with h11
 HEAD_TIMEOUT_S = 30.0  # as long as the shipped profiles give a body
+DROPPED_BYTES = 32 * 1024 * 1024  # of a refused body: more than the largest picture any shipped profile takes, and nothing is kept of it
 _CONTINUE = b"HTTP/1.1 100 "  # an interim answer (RFC 9110, 15.2.1), before the head and without a body
 FIRST_BYTE_S = 1.0  # what a connection made just before the end has for its first byte: three round trips around the world
 
 
-def install() -> None:
-    """Let uvicorn take `Connection` where it would choose by itself."""
+TurnedAway = Callable[[str, str, Mapping[bytes, bytes]], tuple[Reply, str] | None]  # as `Edge.turned_away`
+
+
+class _Answered:
+    """Stands in place of the cycle of a request that was answered at its head."""
+
+    response_started = response_complete = True
+    message_event = asyncio.Event()
+
+
+_ANSWERED: Any = _Answered()
+
+
+def install(turned_away: TurnedAway) -> None:
+    """Let uvicorn take `Connection` where it would choose by itself; each asks `turned_away` before it reads a request's body."""
+    Connection.turned_away = staticmethod(turned_away)
     config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{Connection.__name__}"
 
 
@@ -38,6 +55,7 @@ class Connection(HttpToolsProtocol):
     """One client's connection."""
 
     leaving = False  # of the whole process
+    turned_away: TurnedAway = staticmethod(lambda *_: None)  # of the whole process
     _in_head = False  # a request's first byte came, the empty line after its headers did not
     _head_bytes = 0  # received of this head, counted by what the socket gave at once; the first of these is not counted
     _timer: asyncio.TimerHandle | None = None
@@ -94,6 +112,8 @@ class Connection(HttpToolsProtocol):
             request_line = b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
             self._declined = request_line + b"".join(fields) + b"\r\n"
             return
+        if self._turned_away():
+            return
         before = self.cycle
         super().on_headers_complete()
         if self.leaving:
@@ -107,6 +127,35 @@ class Connection(HttpToolsProtocol):
         """The body is whole."""
         if self._declined is None:
             super().on_message_complete()
+        if self.cycle is _ANSWERED:
+            self._expect_nothing()
+            self.on_response_complete()
+
+    def _turned_away(self) -> bool:
+        """Whether the request was answered already, with a refusal; its body is then taken and dropped, so that its sender sees that."""
+        if self.expect_100_continue or self.leaving or (self.cycle is not None and not self.cycle.response_complete):
+            return False  # these are answered in their turn, with all that belongs to that
+        headers = dict(self.headers)
+        declared = headers.get(b"content-length", b"")
+        if not declared.isdigit() or len(declared) > 9 or int(declared) > DROPPED_BYTES:
+            return False
+        path = unquote(self.url.partition(b"?")[0].decode("latin-1"))
+        refused = self.turned_away(self.parser.get_method().decode(), path, headers)
+        if refused is None:
+            return False
+        self.cycle = _ANSWERED
+        self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_timed_out)  # for the rest of the body
+        self._write(*refused, close=not self.parser.should_keep_alive())
+        return True
+
+    def _write(self, reply: Reply, request_id: str, *, close: bool) -> None:
+        """Send a whole reply, past what makes responses of ASGI's messages."""
+        fields = {"content-type": "application/json", "content-length": len(reply.body), "x-request-id": request_id}
+        head = "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode()
+        head += b"".join(b"%s: %s\r\n" % header for header in reply.headers) + (b"connection: close\r\n" if close else b"")
+        self.transport.write(STATUS_LINE[reply.status] + head + b"\r\n" + reply.body)
+        if close:
+            self.transport.close()
 
     def shutdown(self) -> None:
         """The server ends: close once everything that was read, the beginning of a head included, is answered."""
@@ -142,10 +191,7 @@ class Connection(HttpToolsProtocol):
         log_failure("connection", error)
         reply = error_reply(error)
         logs.request_id.reset(token)
-        fields = {"content-type": "application/json", "content-length": len(reply.body), "x-request-id": request_id, "connection": "close"}
-        head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        self.transport.write(STATUS_LINE[reply.status] + head.encode() + b"\r\n" + reply.body)
-        self.transport.close()
+        self._write(reply, request_id, close=True)
 
 
 class _OneWrite:

@@ -60,11 +60,15 @@ Handler = Callable[[Request], Awaitable[Reply]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One path. A segment of `template` may be a `{name}`; it is the metrics' label. GET routes answer HEAD too."""
+    """One path. A segment of `template` may be a `{name}`; it is the metrics' label. GET routes answer HEAD too.
+
+    `expect_room` raises a ServingError where the handler would refuse whatever the request's body says.
+    """
 
     method: str
     template: str
     handler: Handler
+    expect_room: Callable[[], None] | None = None
 
 
 class Edge:
@@ -98,9 +102,7 @@ class Edge:
             return
         started = time.perf_counter()
         headers = dict(scope["headers"])
-        request_id = headers.get(b"x-request-id", b"").decode("latin-1")
-        if not logs.valid_request_id(request_id):
-            request_id = logs.new_request_id()
+        request_id = _request_id(headers.get(b"x-request-id", b""))
         token = logs.request_id.set(request_id)
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         incoming = _Incoming(receive, headers)
@@ -120,6 +122,32 @@ class Edge:
                         method=scope["method"], endpoint=template, status=answer.status, seconds=seconds, sent_bytes=answer.sent_bytes
                     )
                 logs.request_id.reset(token)
+
+    def turned_away(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> tuple[Reply, str] | None:
+        """What is answered, with which request id, to a request that would find no place, before its body came; None: let it in.
+
+        For whoever owns the connection: refusing takes a seventh of the time there, which is the time of those who were let in.
+        """
+        methods, _ = self._paths.find(path)
+        route = None if methods is None else methods.get(method)
+        if route is None or route.expect_room is None or self._tracer is not None:  # a span belongs to a whole request
+            return None
+        started = time.perf_counter()
+        try:
+            route.expect_room()
+            return None
+        except errors.ServingError as error:
+            refusal = error
+        request_id = _request_id(headers.get(b"x-request-id", b""))
+        token = logs.request_id.set(request_id)
+        log_failure(route.template, refusal)
+        reply = error_reply(refusal, error_shape(path))
+        seconds = time.perf_counter() - started
+        self._metrics.request_refused(route.template, reply.status, seconds)
+        if self._access_log:
+            logs.access(method=method, endpoint=route.template, status=reply.status, seconds=seconds, sent_bytes=len(reply.body))
+        logs.request_id.reset(token)
+        return reply, request_id
 
     def _match(
         self, method: str, path: str, headers: dict[bytes, bytes], receive: Receive, query_string: bytes
@@ -160,6 +188,12 @@ class Edge:
                 raise  # the server breaks the connection: nothing else tells the caller that the rest is missing
             reply = error_reply(error, error_shape(request.path))
         await answer.send(reply)
+
+
+def _request_id(sent: bytes) -> str:
+    """The caller's own where it can be one, else a new one."""
+    wanted = sent.decode("latin-1")
+    return wanted if logs.valid_request_id(wanted) else logs.new_request_id()
 
 
 _GUIDE = "GET / shows what there is"

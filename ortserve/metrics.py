@@ -201,6 +201,14 @@ class Metrics:
         """The request that `request_started` announced was answered with that status, or its caller left."""
         if (in_progress := self._in_progress.get(endpoint)) is not None:
             in_progress.dec()
+        self._count(endpoint, status, seconds)
+
+    def request_refused(self, endpoint: str, status: int, seconds: float) -> None:
+        """An HTTP request came in and was refused in the same moment."""
+        self._last_request.set(time.time())
+        self._count(endpoint, status, seconds)
+
+    def _count(self, endpoint: str, status: int, seconds: float) -> None:
         bound = self._finished.get((endpoint, status))
         if bound is None:
             labels = (endpoint, *self._service, str(status))

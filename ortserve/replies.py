@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,10 +97,35 @@ def error_reply(error: Exception, shape: ErrorShape = error_body) -> Reply:
     return json_reply(shape(error.code, str(error)), status_of(error), headers)
 
 
+class _Overload:
+    """Which refusals for want of room are worth a line: the first in `EVERY_S`. A line for each would cost more than refusing does."""
+
+    EVERY_S = 1.0
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._passed_over = 0
+
+    def line(self) -> str | None:
+        """What the line says of those before it that had none; None where this one has none either."""
+        if (now := time.monotonic()) < self._next:
+            self._passed_over += 1
+            return None
+        said = f", and {self._passed_over} more before it" if self._passed_over else ""
+        self._next, self._passed_over = now + self.EVERY_S, 0
+        return said
+
+
+_overload = _Overload()
+
+
 def log_failure(where: str, error: Exception) -> None:
     """Write why a request, or one payload of it, was not answered; with what a library said of it, which no answer shows."""
+    more: str | None = ""
+    if isinstance(error, errors.QueueFull) and (more := _overload.line()) is None:
+        return
     status = status_of(error)
     code = error.code if isinstance(error, errors.OrtServeError) else errors.OrtServeError.code
     reason = "" if error.__cause__ is None else f" ({type(error.__cause__).__name__}: {error.__cause__})"
     level = logging.ERROR if status in (500, 503) else logging.INFO
-    logger.log(level, "%s: %d %s: %s%s", where, status, code, error, reason, exc_info=error if status == 500 else None)
+    logger.log(level, "%s: %d %s: %s%s%s", where, status, code, error, reason, more, exc_info=error if status == 500 else None)

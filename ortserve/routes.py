@@ -38,7 +38,7 @@ def build(
     for path in choices:
         metrics.expect(path)
     return [
-        *(Route("POST", path, _predict(choice, profile.limits, budget)) for path, choice in choices.items()),
+        *(Route("POST", path, _predict(choice, profile.limits, budget), choice.expect_room) for path, choice in choices.items()),
         Route("GET", "/", page(", ".join(models))),
         Route("GET", "/models", _list_models(models, profile)),
         Route("GET", "/models/{name}", _show_model(models, profile)),

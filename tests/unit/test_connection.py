@@ -14,6 +14,7 @@ from uvicorn.server import ServerState
 
 from ortserve import connection
 from ortserve.connection import Connection
+from ortserve.replies import Reply
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
@@ -59,6 +60,60 @@ CLOSING = b"GET /last HTTP/1.1\r\nConnection: close\r\n\r\n"
 OFFER = POST.replace(b"Host: x", b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ")
 ANSWER = ["POST", "/a", "b=c", "hello", False]
 LAST = ["GET", "/last", "", "", False]
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, dict[bytes, bytes]]]:
+    """Nobody is let in to POST /a. What was asked at the door."""
+    asked = []
+
+    def turned_away(method: str, path: str, headers: Any) -> tuple[Reply, str] | None:
+        asked.append((method, path, headers))
+        return (Reply(429, b'["full"]', headers=[(b"retry-after", b"7")]), "its-id") if path == "/a" else None
+
+    monkeypatch.setattr(Connection, "turned_away", staticmethod(turned_away))
+    return asked
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 10_000, 10_000_000])
+def test_who_is_turned_away_is_answered_at_the_head_and_keeps_the_connection(full: list[Any], size: int) -> None:
+    long = POST.replace(b"Content-Length: 5", b"Content-Length: 70005") + 70_000 * b"x"
+    sent = POST + long + POST.replace(b"/a", b"/b") + CLOSING
+    step = max(size, len(sent) // 2000)  # few enough packets for a test
+    said = talk([sent[start : start + step] for start in range(0, len(sent), step)])
+    assert answers(said) == [["full"], ["full"], [*ANSWER[:1], "/b", *ANSWER[2:]], LAST]
+    assert said.count(b"HTTP/1.1 429 Too Many Requests\r\n") == said.count(b"retry-after: 7\r\n") == 2
+    assert said.count(b"x-request-id: its-id\r\n") == 2
+    assert full[0][:2] == ("POST", "/a")
+    assert full[0][2][b"host"] == b"x"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        POST.replace(b"Host: x", b"Expect: 100-continue"),  # its sender waits to be told
+        POST.replace(b"Content-Length: 5\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
+    ],
+)
+def test_a_body_that_may_not_come_or_not_end_is_no_matter_of_the_door(full: list[Any], request_: bytes) -> None:
+    assert answers(talk([request_, CLOSING])) == [ANSWER, LAST]
+    assert [path for _, path, _ in full] == []
+
+
+def test_what_is_sent_behind_an_unanswered_request_has_its_turn(full: list[Any]) -> None:
+    assert answers(talk([POST.replace(b"/a", b"/b") + POST + CLOSING])) == [[*ANSWER[:1], "/b", *ANSWER[2:]], ANSWER, LAST]
+    assert [path for _, path, _ in full] == ["/b"]
+
+
+def test_a_refusal_closes_where_its_caller_wants_that(full: list[Any]) -> None:  # noqa: ARG001
+    said = talk([POST.replace(b"Host: x", b"Connection: close")])
+    assert answers(said) == [["full"]]
+    assert b"connection: close\r\n" in said
+
+
+def test_the_rest_of_a_refused_body_is_waited_for_as_long_as_for_a_head(full: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.05)
+    assert answers(talk([POST[:-2]])) == [["full"]]
 
 
 @pytest.mark.parametrize("request_", [POST, OFFER], ids=["plain", "offers h2c"])

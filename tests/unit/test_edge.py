@@ -462,3 +462,43 @@ def test_the_access_line_names_the_route_and_never_the_path(site: Site, caplog: 
     access = [record for record in caplog.records if record.name == logs.ACCESS]
     assert [record.getMessage().split()[:3] for record in access] == [["GET", "unmatched", "404"]]
     assert "secret-path" not in caplog.text
+
+
+def test_who_finds_no_place_is_turned_away_counted_and_told_which_request_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    full = [True]
+
+    def expect_room() -> None:
+        if full[0]:
+            raise errors.QueueFull("expected room", retry_after_s=3.2)
+
+    site = Site(extra=[Route("POST", "/classify", take_body, expect_room)])
+    caplog.set_level(logging.INFO)
+    turned_away = site.edge.turned_away("POST", "/classify", {b"x-request-id": b"mine"})
+    assert turned_away is not None
+    reply, request_id = turned_away
+    assert (reply.status, request_id, json.loads(reply.body)["error"]["request_id"]) == (429, "mine", "mine")
+    assert (b"retry-after", b"3") in reply.headers
+    assert site.edge.turned_away("POST", "/classify", {b"x-request-id": b"not an id"}) is not None
+    assert site.counted() == {("/classify", "429"): 2}
+    assert site.in_progress() == 0
+    assert site.edge.turned_away("GET", "/classify", {}) is None  # answered with 405, in the usual way
+    assert site.edge.turned_away("POST", "/take", {}) is None
+    full[0] = False
+    assert site.edge.turned_away("POST", "/classify", {}) is None
+
+
+def test_refusals_for_want_of_room_have_one_line_a_second(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    now = [100.0]
+    monkeypatch.setattr(replies, "_overload", replies._Overload())
+    monkeypatch.setattr(replies.time, "monotonic", lambda: now[0])
+    caplog.set_level(logging.INFO)
+    for second in (100.0, 100.5, 100.9, 101.0, 102.5):
+        now[0] = second
+        replies.log_failure("/classify", errors.QueueFull("expected room"))
+    replies.log_failure("/classify", errors.DeadlineExceeded("late"))  # any other failure has its own
+    assert [record.getMessage() for record in caplog.records] == [
+        "/classify: 429 queue_full: expected room",
+        "/classify: 429 queue_full: expected room, and 2 more before it",
+        "/classify: 429 queue_full: expected room",
+        "/classify: 504 deadline_exceeded: late",
+    ]
