@@ -12,9 +12,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(__x86_64__) && !defined(PLAIN) /* the tests compile it both ways */
+#define AVX2
+#endif
+
 #define PRECISION_BITS (32 - 8 - 2)
-#define ROWS 4                /* of the source go through the horizontal pass together: 16 bytes for each place */
-#define LARGEST_SIDE (1 << 24) /* Pillow keeps the sides in floats, which are exact up to here */
+#define ROWS 4                 /* go across together: their pixels of one place are 16 bytes */
+#define LARGEST_SIDE (1 << 24) /* Pillow keeps sides in floats, which are exact up to here */
 
 enum { DONE, NONSENSE, NO_MEMORY };
 
@@ -149,7 +153,7 @@ struct work {
     uint8_t *result;
 };
 
-#if defined(__x86_64__)
+#ifdef AVX2
 #include <immintrin.h>
 
 #define LANES 8
@@ -163,10 +167,11 @@ struct work {
 
 /* Any other machine, by the compiler's own vectors. */
 typedef uint8_t Bytes __attribute__((vector_size(16)));
-#define FIRST_HALVES(a, b) __builtin_shuffle(a, b, (Bytes){0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23})
-#define LAST_HALVES(a, b) __builtin_shuffle(a, b, (Bytes){8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31})
-#define FIRST_HALVES_OF_16(a, b) __builtin_shuffle(a, b, (Bytes){0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23})
-#define LAST_HALVES_OF_16(a, b) __builtin_shuffle(a, b, (Bytes){8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31})
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Bytes){__VA_ARGS__})
+#endif
 
 #define LANES 4
 #define PASSES passes_plain
@@ -174,7 +179,7 @@ typedef uint8_t Bytes __attribute__((vector_size(16)));
 #include "resample_passes.h"
 
 static void passes(const struct work *work, int down_first) {
-#if defined(__x86_64__)
+#ifdef AVX2
     if (__builtin_cpu_supports("avx2")) {
         passes_avx2(work, down_first);
         return;

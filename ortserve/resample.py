@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -25,9 +26,11 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image, _imaging
 
+logger = logging.getLogger("ortserve.resample")
+
 SOURCES = (Path(__file__).with_name("resample.c"), Path(__file__).with_name("resample_passes.h"))
 # No flag for the arithmetic of floats: the compiler's default is what Pillow's own code is compiled with.
-FLAGS = ("-std=gnu11", "-O3", "-fwrapv", "-fPIC", "-shared", "-static-libgcc")
+FLAGS = ("-std=gnu11", "-O3", "-fwrapv", "-fPIC", "-shared")
 REMEDY = "install gcc and the C library's headers, then run python -m ortserve.resample"
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
@@ -39,7 +42,7 @@ _LARGEST_SIDE = 2**24
 
 
 class Way(NamedTuple):
-    """Which of the two resizes pictures in this process, and what is to be said about it."""
+    """Which of the two resizes pictures in this process, and why."""
 
     name: Literal["compiled", "pillow"]
     why: str
@@ -66,7 +69,7 @@ def resized(image: Image.Image, size: tuple[int, int], box: Box, resampling: Ima
 
 
 def way() -> Way:
-    """Which of the two resizes pictures here. The first call opens the compiled one and compares it with Pillow, in milliseconds."""
+    """Which of the two resizes pictures here. The first call opens the compiled one, compares it with Pillow and says in the log which."""
     return _opened()[1]
 
 
@@ -93,24 +96,32 @@ _ArrowArray._fields_ = [
 
 @cache
 def _opened() -> tuple[_Function | None, Way]:
-    """The compiled function, where it is used, and what is to be said."""
+    """The compiled function, where it is used, and which way that makes."""
     path = compiled_file()
+    function, why = _tried(path)
+    if function:
+        _imaging.set_block_size(_ONE_BLOCK)
+    logger.info("pictures are resized by %s", why if function else f"Pillow, same pixels but slower: {why}")
+    return function, Way("compiled" if function else "pillow", why)
+
+
+def _tried(path: Path) -> tuple[_Function | None, str]:
+    """What `path` holds and its name, or None and what is wrong with it, with the remedy."""
+    if not path.exists():
+        return None, f"there is no {path.name}; {REMEDY}"
     try:
         function = _function(path)
         agrees = _agrees(function)
-    except OSError as error:
-        lacks = f"{path.name} cannot be loaded ({error})" if path.exists() else f"there is no {path.name}"
-        return None, Way("pillow", f"{lacks}: same pixels, slower; {REMEDY}")
-    except AttributeError as error:
-        return None, Way("pillow", f"{path.name} is not what its name says ({error}): same pixels, slower; remove it, {REMEDY}")
+    except (OSError, AttributeError) as error:
+        return None, f"{path.name} cannot be used ({error}); remove it, {REMEDY}"
     if not agrees:
-        return None, Way("pillow", f"Pillow {PIL.__version__} has other pixels than {path.name}: slower; use the Pillow of requirements/")
-    _imaging.set_block_size(_ONE_BLOCK)
-    return function, Way("compiled", path.name)
+        logger.warning("Pillow %s has other pixels than %s, made for Pillow 13: use the one of requirements/", PIL.__version__, path.name)
+        return None, f"Pillow {PIL.__version__} has other pixels than {path.name}"
+    return function, path.name
 
 
 def _function(path: Path) -> _Function:
-    """What `path` holds. Raises OSError where it cannot be loaded, AttributeError where something is missing in it or in Pillow."""
+    """The function in `path`. Raises OSError where it cannot be loaded, AttributeError where it is not what its name says."""
     call = ctypes.CDLL(str(path)).ortserve_resample
     call.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 9, ctypes.c_void_p]
     pointer_of = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
@@ -154,27 +165,32 @@ def _agrees(function: _Function) -> bool:
 
 def compiled_file() -> Path:
     """Where the compiled source lies, or would: its name has the hash of source and flags, and the machine."""
+    return SOURCES[0].with_name(f"_resample-{_fingerprint()}-{sys.platform}-{platform.machine().lower()}.so")
+
+
+def _fingerprint() -> str:
     content = b"\0".join([*(source.read_bytes() for source in SOURCES), " ".join(FLAGS).encode()])
-    machine = f"{sys.platform}-{platform.machine().lower()}"
-    return SOURCES[0].with_name(f"_resample-{hashlib.sha256(content).hexdigest()[:12]}-{machine}.so")
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 def compile_here() -> Path:
-    """The compiled file, made where it is not there yet. Raises RuntimeError with what lacks, or with the compiler's words."""
+    """The compiled file, made where it is not there yet; older ones go. Raises RuntimeError with what lacks, or the compiler's words."""
     path = compiled_file()
     if path.exists():
         return path
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        raise RuntimeError("there is no C compiler")
+        raise RuntimeError("there is no C compiler here")
     unfinished = path.with_suffix(f".{os.getpid()}.part")
     try:
         subprocess.run([compiler, *FLAGS, "-o", str(unfinished), str(SOURCES[0]), "-lm"], check=True, capture_output=True, text=True)
+        for older in path.parent.glob(path.name.replace(_fingerprint(), "*")):
+            older.unlink()
         unfinished.rename(path)
     except subprocess.CalledProcessError as error:
-        raise RuntimeError(f"{compiler} could not compile {SOURCES[0].name}:\n{error.stderr}") from error
+        raise RuntimeError(f"{compiler} cannot compile {SOURCES[0].name}:\n{error.stderr}") from error
     except OSError as error:
-        raise RuntimeError(f"{path.name} cannot be written ({error})") from error
+        raise RuntimeError(f"{path.name} cannot be written: {error}") from error
     finally:
         unfinished.unlink(missing_ok=True)
     return path
@@ -185,10 +201,9 @@ def main() -> None:
     try:
         compile_here()
     except RuntimeError as error:
-        print(f"pictures are resized by Pillow: {error}; same pixels, slower. {REMEDY}", file=sys.stderr)
-        return
-    name, why = way()
-    print(f"pictures are resized by {'Pillow: ' if name == 'pillow' else ''}{why}", file=sys.stderr)
+        print(f"pictures are resized by Pillow, same pixels but slower: {error}; {REMEDY}")
+    else:
+        print(f"pictures are resized by {'Pillow, same pixels but slower: ' if way().name == 'pillow' else ''}{way().why}")
 
 
 if __name__ == "__main__":

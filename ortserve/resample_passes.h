@@ -29,11 +29,12 @@ INLINE Sums NAME(_add)(Sums sums, const uint8_t *from, int32_t weight) {
 #else
     Bytes bytes, none = {};
     memcpy(&bytes, from, 16);
-    const Bytes low = FIRST_HALVES(bytes, none), high = LAST_HALVES(bytes, none); /* 16 bits each */
-    sums.part[0] += (Ints)FIRST_HALVES_OF_16(low, none) * weight;
-    sums.part[1] += (Ints)LAST_HALVES_OF_16(low, none) * weight;
-    sums.part[2] += (Ints)FIRST_HALVES_OF_16(high, none) * weight;
-    sums.part[3] += (Ints)LAST_HALVES_OF_16(high, none) * weight;
+    for (int i = 0; i < 2; i++) {
+        const Bytes words = i ? SHUFFLE(bytes, none, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+                              : SHUFFLE(bytes, none, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        sums.part[i * 2] += (Ints)SHUFFLE(words, none, 0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23) * weight;
+        sums.part[i * 2 + 1] += (Ints)SHUFFLE(words, none, 8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31) * weight;
+    }
 #endif
     return sums;
 }
@@ -45,15 +46,16 @@ INLINE void NAME(_put)(uint8_t *to, Sums sums) {
     __m256i words = _mm256_packs_epi32((__m256i)sums.part[0], (__m256i)sums.part[1]);
     words = _mm256_permute4x64_epi64(words, _MM_SHUFFLE(3, 1, 2, 0)); /* it packs each half for itself */
     _mm_storeu_si128((__m128i *)(void *)to, _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
-#elif defined(__SSE2__)
-    const __m128i low = _mm_packs_epi32((__m128i)sums.part[0], (__m128i)sums.part[1]);
-    const __m128i high = _mm_packs_epi32((__m128i)sums.part[2], (__m128i)sums.part[3]);
-    _mm_storeu_si128((__m128i *)(void *)to, _mm_packus_epi16(low, high));
 #else
-    for (int i = 0; i < 16; i++) {
-        const int32_t sum = sums.part[i / LANES][i % LANES];
-        to[i] = (uint8_t)(sum < 0 ? 0 : sum > 255 ? 255 : sum);
+    Bytes words[2];
+    for (int i = 0; i < 4; i++) {
+        sums.part[i] &= sums.part[i] > 0;
+        sums.part[i] |= sums.part[i] > 255; /* of which the lowest byte is 255 */
     }
+    for (int i = 0; i < 2; i++)
+        words[i] = SHUFFLE((Bytes)sums.part[i * 2], (Bytes)sums.part[i * 2 + 1], 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29);
+    const Bytes bytes = SHUFFLE(words[0], words[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    memcpy(to, &bytes, 16);
 #endif
 }
 
