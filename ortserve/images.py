@@ -29,13 +29,14 @@ from PIL.WebPImagePlugin import WebPImageFile
 from ortserve.errors import ImageTooLarge, InvalidImage, RequestError
 from ortserve.image_headers import Header, ImageFormat, inspect
 from ortserve.manifest import Preprocessing
-from ortserve.placement import RESAMPLING, lay, place
+from ortserve.placement import RESAMPLING, lay, on_canvas, place
 from ortserve.profile import Limits
+from ortserve.resample import Box, resized
 
 MEDIA_TYPES: frozenset[str] = frozenset(
     {"image/jpeg", "image/jpg", "image/pjpeg", "image/png", "image/apng", "image/webp", "image/bmp", "image/x-ms-bmp", "image/gif"}
 )
-# The crop of a longer picture would show less than a hundredth of it, at the cost of resizing all of it.
+# The crop of a longer picture would show less than a hundredth of it, and Pillow would resize all of it.
 MAX_ASPECT = 100
 
 # Ours is checked from the header before Pillow is asked; its own would warn, or refuse what a profile allows.
@@ -152,15 +153,12 @@ def preprocess(image: Image.Image, how: Preprocessing) -> NDArray[np.uint8]:
     """
     if how.mode == "letterbox" or not how.antialias:
         return lay(image, place(image.size, how), how)
-    resampling = RESAMPLING[how.interpolation]
+    if how.mode == "pad":
+        return _pad(image, how)
+    size = (how.resize_size, how.resize_size) if how.resize_size else (how.width, how.height)
     if how.mode == "crop":
-        image = _crop(_resize(image, shorter_side(image.size, how.resize_size or min(how.height, how.width)), resampling), how)
-    elif how.mode == "stretch":
-        image = _resize(image, (how.resize_size, how.resize_size) if how.resize_size else (how.width, how.height), resampling)
-        image = _crop(image, how) if how.resize_size else image
-    else:
-        image = _pad(image, how, resampling)
-    return np.asarray(image)
+        size = shorter_side(image.size, how.resize_size or min(how.height, how.width))
+    return resized(image, size, _centre(size, how), RESAMPLING[how.interpolation])
 
 
 def shorter_side(size: tuple[int, int], target: int) -> tuple[int, int]:
@@ -178,18 +176,10 @@ def shorter_side(size: tuple[int, int], target: int) -> tuple[int, int]:
     return (target, longer) if width <= height else (longer, target)
 
 
-def _resize(image: Image.Image, size: tuple[int, int], resampling: Image.Resampling) -> Image.Image:
-    return image if image.size == size else image.resize(size, resampling)
-
-
-def _crop(image: Image.Image, how: Preprocessing) -> Image.Image:
-    """The centre of the picture; Pillow's crop gives the same black border as torchvision's padding where it reaches outside.
-
-    The whole picture is resized first: Pillow's `resize(box=...)` keeps its box in 32-bit floats and chooses the order of its passes by the
-    sizes, so that resizing only what the crop keeps gives other pixels, for a tenth of the time at most.
-    """
-    left, top = _start(image.width, how.width), _start(image.height, how.height)
-    return image.crop((left, top, left + how.width, top + how.height))
+def _centre(size: tuple[int, int], how: Preprocessing) -> Box:
+    """The box of a picture of that size that `how` keeps; where it reaches outside, `resized` gives the black of torchvision's padding."""
+    left, top = _start(size[0], how.width), _start(size[1], how.height)
+    return left, top, left + how.width, top + how.height
 
 
 def _start(have: int, want: int) -> int:
@@ -197,16 +187,12 @@ def _start(have: int, want: int) -> int:
     return round((have - want) / 2) if have >= want else -((want - have) // 2)
 
 
-def _pad(image: Image.Image, how: Preprocessing, resampling: Image.Resampling) -> Image.Image:
+def _pad(image: Image.Image, how: Preprocessing) -> NDArray[np.uint8]:
     ratio, wanted = image.width / image.height, how.width / how.height
-    size = (how.width, how.height)
+    width, height = how.width, how.height
     if ratio > wanted:
-        size = (how.width, max(1, round(image.height / image.width * how.width)))
+        height = max(1, round(image.height / image.width * how.width))
     elif ratio < wanted:
-        size = (max(1, round(image.width / image.height * how.height)), how.height)
-    fitted = _resize(image, size, resampling)
-    if size == (how.width, how.height):
-        return fitted
-    canvas = Image.new("RGB", (how.width, how.height), (how.pad_value,) * 3)
-    canvas.paste(fitted, (round((how.width - size[0]) / 2), round((how.height - size[1]) / 2)))
-    return canvas
+        width = max(1, round(image.width / image.height * how.height))
+    fitted = resized(image, (width, height), (0, 0, width, height), RESAMPLING[how.interpolation])
+    return on_canvas(fitted, (round((how.width - width) / 2), round((how.height - height) / 2)), how)

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from ortserve import resample
 from ortserve.cpus import available_cpus
 from ortserve.engine import Engine, Place
 from ortserve.errors import QueueFull, RequestError, ServingError
@@ -194,6 +195,7 @@ class ServedModel:
             "name": self.name,
             "version": self.version,
             **self.engine.facts(),
+            **({"resize": resample.way().name} if self.manifest.preprocessing else {}),
             "manifest": self.manifest.model_dump(mode="json"),
         }
 

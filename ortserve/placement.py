@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ortserve.manifest import Preprocessing
+from ortserve.resample import resized
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -52,21 +53,26 @@ def place(size: tuple[int, int], how: Preprocessing) -> Placement:
 
 def lay(image: Image.Image, placement: Placement, how: Preprocessing) -> NDArray[np.uint8]:
     """The picture in its place, uint8[height,width,3]. Its own size may be smaller than `placement.picture`: a JPEG decoded in draft."""
-    fitted = resized(image, placement.fitted, how)
-    if placement.fitted == (how.width, how.height):
-        return np.asarray(fitted)
+    if how.antialias:
+        fitted = resized(image, placement.fitted, (0, 0, *placement.fitted), RESAMPLING[how.interpolation])
+    else:
+        fitted = np.asarray(_unfiltered(image, placement.fitted, how))
+    return on_canvas(fitted, placement.corner, how)
+
+
+def on_canvas(fitted: NDArray[np.uint8], corner: tuple[int, int], how: Preprocessing) -> NDArray[np.uint8]:
+    """Pixels uint8[height,width,3] with that (left, top) corner in the model's input, whose rest is `pad_value`; read-only."""
+    if fitted.shape[:2] == (how.height, how.width):
+        return fitted
     canvas = np.full((how.height, how.width, 3), how.pad_value, np.uint8)
-    left, top = placement.corner
-    canvas[top : top + fitted.height, left : left + fitted.width] = np.asarray(fitted)
+    left, top = corner
+    canvas[top : top + fitted.shape[0], left : left + fitted.shape[1]] = fitted
     canvas.flags.writeable = False
     return canvas
 
 
-def resized(image: Image.Image, size: tuple[int, int], how: Preprocessing) -> Image.Image:
-    """The picture in that (width, height), filtered where it shrinks or not, as the manifest says."""
+def _unfiltered(image: Image.Image, size: tuple[int, int], how: Preprocessing) -> Image.Image:
     if image.size == size:
         return image
-    if how.antialias:
-        return image.resize(size, RESAMPLING[how.interpolation])
     steps = (image.width / size[0], 0.0, 0.0, 0.0, image.height / size[1], 0.0)
     return image.transform(size, Image.Transform.AFFINE, steps, RESAMPLING[how.interpolation])

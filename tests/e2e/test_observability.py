@@ -224,6 +224,7 @@ def test_every_line_of_the_parent_and_the_worker_is_a_json_object(told: Told) ->
     messages = " ".join(record["message"] for record in records)
     assert "serving colours:1, fp32, on CPUExecutionProvider" in messages  # the parent
     assert "initialized" in messages  # the worker
+    assert sum(record["message"].startswith("pictures are resized by ") for record in records) >= 1
 
 
 def test_a_refused_request_is_in_the_log_under_the_id_its_caller_was_given(told: Told) -> None:

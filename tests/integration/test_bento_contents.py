@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ortserve import resample
 from tests.serving import ROOT, bentoml
 
 pytestmark = pytest.mark.integration
@@ -30,6 +31,14 @@ def test_the_source_is_the_serving_code_and_the_profiles(bento: Path) -> None:
     held = {path.relative_to(source).as_posix() for path in source.rglob("*.py")}
     here = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("ortserve/**/*.py") if not tools & {*path.parts}} | {"service.py"}
     assert held == here
+
+
+def test_pictures_are_resized_as_in_the_checkout(bento: Path) -> None:
+    folder = bento / "src" / "ortserve"
+    assert {path.name for path in folder.glob("*.[ch]")} == {source.name for source in resample.SOURCES}
+    held, here = (folder / resample.compiled_file().name, resample.compiled_file())
+    assert held.exists() == here.exists()
+    assert not here.exists() or held.read_bytes() == here.read_bytes()
 
 
 def test_the_model_is_pinned(bento: Path, digits_home: Path) -> None:

@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import ortserve
+from ortserve.resample import compiled_file
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = ("uv", "serving", "build", "test", "cuda", "openvino", "cpu")
@@ -28,7 +29,7 @@ BENTOML = {"bentoml", "_bentoml_impl", "_bentoml_sdk"}
 HTTP = {"starlette", "uvicorn", "python_multipart"} | BENTOML
 
 # The ground floor: imported by everything, imports nothing above it.
-FOUNDATION = {"errors", "manifest", "profile", "cpus", "images", "image_headers", "nms", "placement", "gpu"}
+FOUNDATION = {"errors", "manifest", "profile", "cpus", "images", "image_headers", "nms", "placement", "resample", "gpu"}
 # Runs models and knows no HTTP.
 ENGINE = {
     *("session", "shared_pool", "bound", "cudart", "providers", "tensorrt", "batching", "batch", "fair_queue", "slots", "refusals"),
@@ -264,7 +265,15 @@ def test_the_bento_holds_every_serving_module_every_profile_and_nothing_else() -
     held = {path for path in listed.stdout.splitlines() if spec.includes(f"./{path}" if "/" not in path else path)}
     serving = {file.relative_to(ROOT).as_posix() for module, file in modules().items() if serves(module)}
     profiles = {file.relative_to(ROOT).as_posix() for file in ROOT.glob("profiles/*.yaml")}
-    assert held == serving | profiles
+    assert held == serving | profiles | {"ortserve/resample.c", "ortserve/resample_passes.h"}
+
+
+def test_the_bento_takes_the_compiled_resampling_along_where_there_is_one() -> None:
+    config = build_config()
+    spec = BentoPathSpec(config.include, config.exclude, str(ROOT))
+    compiled = compiled_file().relative_to(ROOT).as_posix()
+    assert spec.includes(compiled)
+    assert subprocess.run(["git", "check-ignore", "--quiet", compiled], cwd=ROOT, check=False).returncode == 0
 
 
 def test_the_bento_installs_a_lock_of_ours_with_its_hashes() -> None:
