@@ -1,4 +1,4 @@
-"""How many CPUs this process may really use: affinity and cgroup quota, not the host's core count."""
+"""How many CPUs this process may really use, by affinity and cgroup quota, not the host's core count; whether they add up int8 exactly."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 SELF_CGROUP = Path("/proc/self/cgroup")
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def available_cpus(*, root: Path = CGROUP_ROOT, self_cgroup: Path = SELF_CGROUP) -> int:
@@ -18,6 +19,19 @@ def available_cpus(*, root: Path = CGROUP_ROOT, self_cgroup: Path = SELF_CGROUP)
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroup_quota_cpus(root, self_cgroup)
     return max(1, min(affinity, math.floor(quota)) if quota is not None else affinity)
+
+
+def adds_int8_exactly(*, cpuinfo: Path = CPUINFO) -> bool:
+    """False on x86 without VNNI: its instruction for unsigned times signed bytes adds two products into 16 bits, and saturates.
+
+    True also where the system does not say, as it does not on other machines than x86 with Linux.
+    """
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return True
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), None)
+    return flags is None or "avx512_vnni" in flags or "avx_vnni" in flags
 
 
 def cgroup_quota_cpus(root: Path, self_cgroup: Path) -> float | None:

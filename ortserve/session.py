@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from ortserve import providers
+from ortserve import heap, providers
 from ortserve.bound import Lanes, Tensors
 from ortserve.errors import GraphRefused, ModelError, ProviderError, ShapeMismatch
 from ortserve.manifest import TensorSpec
@@ -111,6 +111,7 @@ class Session:
                     f"profile asks for {provider}, which cannot be used ({said}): mend that, or choose a profile that names another"
                 ) from error
             raise ModelError(f"ONNX Runtime cannot load {path.name} on {provider}: {said}") from error
+        heap.give_back()  # what reading the model took
         session.disable_fallback()
         if (active := session.get_providers()[0]) != provider:
             raise ProviderError(

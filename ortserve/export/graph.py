@@ -59,7 +59,8 @@ def preparing_nodes(graph: onnx.ModelProto) -> list[str]:
     names: list[str] = []
     tensor = graph.graph.input[0].name
     while True:
-        users = [node for node in graph.graph.node if tensor in node.input]
+        # PyTorch's exporter asks for the shape where a module needs the batch's size, as resnet50's mean does: that takes no pixel.
+        users = [node for node in graph.graph.node if tensor in node.input and node.op_type != "Shape"]
         if len(users) != 1 or users[0].op_type not in _PREPARING:
             return names
         names.append(users[0].name)

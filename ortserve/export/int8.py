@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -33,9 +35,10 @@ def to_int8(
 ) -> None:
     """Write the quantised graph to `path`, the nodes named in `keep` in fp32. `advance(done, total)` is told of the rows that were run.
 
-    Weights and activations are both signed (S8S8), ONNX Runtime's first choice for QDQ: unsigned activations with signed weights
-    saturate on CPUs without VNNI, so that what was verified on one machine would answer differently on another. (By its documentation:
-    on a CPU with VNNI both gave the same answers here; none without was at hand.)
+    Activations are unsigned, weights signed (U8S8): the one pair that ONNX Runtime has convolution kernels for on x86, and what it makes of
+    signed activations there when it opens the file, except where two nodes read one tensor. Those it leaves signed, without a kernel:
+    every convolution behind a residual block then ran in fp32, and resnet50 was 1.3 times as fast as in fp32, not 3.3 times. Such pairs
+    saturate on CPUs without VNNI; `session_options` has them multiplied another way there, so that the answers are those verified here.
 
     MinMax because it is the simplest and nothing measured speaks against it: on digits and on examples/research Percentile (99.999)
     moved the scales by 4 % at most and no class changed, and Entropy with ONNX Runtime's own defaults (128 bins for 128 steps, so
@@ -43,6 +46,8 @@ def to_int8(
     """
     source = onnx.ModelProto()
     source.CopyFrom(with_node_names(graph))
+    preparing = preparing_nodes(source)
+    _widen(source, preparing)
     with quiet():
         quantize_static(
             source,
@@ -50,10 +55,10 @@ def to_int8(
             _Reader({value.name: calibration[value.name] for value in source.graph.input}, advance),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
-            activation_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
-            nodes_to_exclude=[*keep, *preparing_nodes(source), *(node.name for node in source.graph.node if node.op_type == "Softmax")],
+            nodes_to_exclude=[*keep, *preparing, *(node.name for node in source.graph.node if node.op_type == "Softmax")],
         )
 
 
@@ -76,6 +81,20 @@ def to_dynamic_int8(graph: onnx.ModelProto, path: Path) -> None:
             weight_type=QuantType.QInt8,
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # of what comes out of operators that ONNX does not know
         )
+
+
+def _widen(graph: onnx.ModelProto, preparing: list[str]) -> None:
+    """Repeat the normalisation's [1,C,1,1] constants along the width, in place: the same numbers, faster to apply.
+
+    In an int8 graph ONNX Runtime moves the change of layout behind the normalisation, so that channels lie side by side. It then applies
+    three numbers for three channels pixel by pixel, and a row of numbers row by row: 0.1 ms of resnet50's 22.5, over 1.2 before.
+    """
+    width = graph.graph.input[0].type.tensor_type.shape.dim[-2].dim_value
+    elsewhere = {name for node in graph.graph.node if node.name not in preparing for name in node.input}
+    constants = {name for node in graph.graph.node if node.name in preparing for name in node.input} - elsewhere
+    for item in graph.graph.initializer:
+        if item.name in constants and len(item.dims) == 4 and item.dims[1] > 1 and tuple(item.dims[2:]) == (1, 1):
+            item.CopyFrom(numpy_helper.from_array(np.repeat(numpy_helper.to_array(item), width, axis=3), item.name))
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]

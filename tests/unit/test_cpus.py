@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ortserve.cpus import available_cpus, cgroup_quota_cpus
+from ortserve.cpus import adds_int8_exactly, available_cpus, cgroup_quota_cpus
 
 
 class Tree:
@@ -110,3 +110,19 @@ def test_the_smaller_of_affinity_and_quota_rounded_down_and_one_at_least(tree: T
 
 def test_this_machine_has_at_least_one() -> None:
     assert 1 <= available_cpus() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "exactly"),
+    [
+        ("processor : 0\nflags\t\t: fpu sse4_1 avx2 avx512f avx512bw\n", False),
+        ("processor : 0\nflags\t\t: fpu avx2 avx512f avx512_vnni\n", True),
+        ("processor : 0\nflags\t\t: fpu avx2 avx_vnni\n", True),
+        ("processor : 0\nFeatures\t: fp asimd asimddp\n", True),  # ARM
+    ],
+)
+def test_int8_is_added_up_exactly_wherever_x86_has_vnni(tmp_path: Path, text: str, exactly: bool) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(text, encoding="utf-8")
+    assert adds_int8_exactly(cpuinfo=cpuinfo) is exactly
+    assert adds_int8_exactly(cpuinfo=tmp_path / "none")

@@ -32,7 +32,7 @@ HTTP = {"starlette", "uvicorn", "python_multipart"} | BENTOML
 FOUNDATION = {"errors", "manifest", "profile", "cpus", "images", "image_headers", "nms", "placement", "resample", "gpu"}
 # Runs models and knows no HTTP.
 ENGINE = {
-    *("session", "shared_pool", "bound", "cudart", "providers", "tensorrt", "batching", "batch", "fair_queue", "slots", "refusals"),
+    *("session", "heap", "shared_pool", "bound", "cudart", "providers", "tensorrt", "batching", "batch", "fair_queue", "slots", "refusals"),
     *("engine", "local_engine", "remote_engine", "runner_link", "runner_stream", "frames", "joined_place"),
 }
 # What belongs to HTTP and BentoML: nothing of the foundation, the engine or the build may import it.

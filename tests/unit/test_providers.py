@@ -48,6 +48,14 @@ def test_auto_threads_are_the_cpus_this_process_may_use(monkeypatch: pytest.Monk
     assert session_options(CPU).intra_op_num_threads == 7
 
 
+def test_int8_is_multiplied_another_way_only_where_it_would_saturate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(providers_module, "adds_int8_exactly", lambda: False)
+    assert session_options(CPU).get_session_config_entry("session.x64quantprecision") == "1"
+    monkeypatch.setattr(providers_module, "adds_int8_exactly", lambda: True)
+    with pytest.raises(RuntimeError, match="x64quantprecision"):  # it is not set
+        session_options(CPU).get_session_config_entry("session.x64quantprecision")
+
+
 def test_provider_options_are_text_and_booleans_are_digits() -> None:
     cuda = execution("CUDAExecutionProvider", provider_options={"device_id": 1, "prefer_nhwc": True, "arena_extend_strategy": "kSame"})
     assert providers(cuda) == [("CUDAExecutionProvider", {"device_id": "1", "prefer_nhwc": "1", "arena_extend_strategy": "kSame"})]
