@@ -1,12 +1,14 @@
 """The limit: bare `session.run` in a process of its own, on pixels that are ready, at several set-ups; the best one counts.
 
-`python -m benchmarks.bare MODEL.onnx SECONDS [--grid] [--picture FILE]` prints one line of JSON: a list of set-ups. With a picture, one
-more: decoding it and running it alone, one after the other, which is what a single caller cannot be answered faster than.
+`python -m benchmarks.bare MODEL.onnx SECONDS [--grid | --only SETUPS] [--picture FILE]` prints one line of JSON: a list of set-ups. SETUPS
+is such a list, of those to measure. With a picture, two more, without spinning and with it: decoding it and running it alone, one after the
+other, which is what a single caller cannot be answered faster than.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -54,17 +56,26 @@ def measure(path: Path, seconds: float, setup: dict[str, Any], picture: bytes | 
         else:
             session.run(inputs)
 
+    began, used = time.perf_counter(), time.process_time()
     calls_per_s, median_ms = hammer(call, setup["callers"], seconds)
+    calls = calls_per_s * (time.perf_counter() - began)
     return setup | {
         "decoding": picture is not None,
         "rows_per_s": calls_per_s * setup["batch"],
         "p50_ms": median_ms,
+        "cpu_s_per_row": (time.process_time() - used) / (calls * setup["batch"]),
     }
 
 
-def main(model: Path, seconds: float, grid: bool = False, picture: Annotated[Path | None, typer.Option()] = None) -> None:
+def main(
+    model: Path,
+    seconds: float,
+    grid: bool = False,
+    only: Annotated[str, typer.Option()] = "",
+    picture: Annotated[Path | None, typer.Option()] = None,
+) -> None:
     """Measure and print."""
-    found = [measure(model, seconds, setup) for setup in setups(grid)]
+    found = [measure(model, seconds, setup) for setup in (json.loads(only) if only else setups(grid))]
     if picture is not None:
         alone = {"threads": available_cpus(), "callers": 1, "batch": 1}
         found += [measure(model, seconds, alone | {"spinning": spinning}, picture.read_bytes()) for spinning in (False, True)]
