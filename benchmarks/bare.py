@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -21,8 +21,6 @@ from ortserve.cpus import available_cpus
 from ortserve.manifest import Manifest
 from ortserve.profile import Execution, Limits, Session
 from ortserve.session import Session as OpenSession
-
-Level = Literal["disabled", "all"]
 
 
 def setups(grid: bool) -> list[dict[str, Any]]:
@@ -40,9 +38,9 @@ def setups(grid: bool) -> list[dict[str, Any]]:
     return [dict(zip(("threads", "callers", "batch", "spinning"), one, strict=True)) for one in (*every, *each)]
 
 
-def measure(path: Path, seconds: float, setup: dict[str, Any], picture: bytes | None = None, level: Level = "all") -> dict[str, Any]:
-    """Rows per second and the median time of a call. With `picture`, each call decodes it first; `level` is of ONNX Runtime's fusions."""
-    options = Session(intra_op_num_threads=setup["threads"], allow_spinning=setup["spinning"], graph_optimization_level=level)
+def measure(path: Path, seconds: float, setup: dict[str, Any], picture: bytes | None = None) -> dict[str, Any]:
+    """Rows per second and the median time of a call. With `picture`, each call decodes it first."""
+    options = Session(intra_op_num_threads=setup["threads"], allow_spinning=setup["spinning"])
     session = OpenSession.open(path, Execution(provider="CPUExecutionProvider", session=options), outputs=["probabilities"])
     spec = session.inputs[0]
     shape = (setup["batch"], *(int(size) for size in spec.shape[1:]))

@@ -430,7 +430,7 @@ def test_the_quick_tables_show_each_system_beside_the_bare_runs() -> None:
 def test_what_a_technique_takes_away_is_a_profile(technique: techniques.Technique, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(techniques, "WORK", tmp_path)
     without = profile.load(str(techniques.changed(technique)))
-    assert (without != profile.load("default").model_copy(update={"name": without.name})) or technique.env
+    assert (without != profile.load(technique.profile).model_copy(update={"name": without.name})) or technique.env
     assert without.execution[-1].provider == "CPUExecutionProvider"
 
 
