@@ -1,8 +1,8 @@
 """The limit: bare `session.run` in a process of its own, on pixels that are ready, at several set-ups; the best one counts.
 
 `python -m benchmarks.bare MODEL.onnx SECONDS [--grid | --only SETUPS] [--picture FILE]` prints one line of JSON: a list of set-ups. SETUPS
-is such a list, of those to measure. With a picture, two more, without spinning and with it: decoding it and running it alone, one after the
-other, which is what a single caller cannot be answered faster than.
+is such a list, of those to measure. With a picture, three more, with every thread, with those spinning, and with one: decoding it and
+running it alone, one after the other, which is what a single caller cannot be answered faster than.
 """
 
 from __future__ import annotations
@@ -75,8 +75,9 @@ def main(
     """Measure and print."""
     found = [measure(model, seconds, setup) for setup in (json.loads(only) if only else setups(grid))]
     if picture is not None:
-        alone = {"threads": available_cpus(), "callers": 1, "batch": 1}
-        found += [measure(model, seconds, alone | {"spinning": spinning}, picture.read_bytes()) for spinning in (False, True)]
+        ways = [(available_cpus(), False), (available_cpus(), True), (1, False)]  # the last one wakes no other thread: the least CPU time
+        alone = [{"threads": threads, "callers": 1, "batch": 1, "spinning": spinning} for threads, spinning in dict.fromkeys(ways)]
+        found += [measure(model, seconds, way, picture.read_bytes()) for way in alone]
     print(json.dumps(found))
 
 

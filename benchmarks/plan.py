@@ -38,6 +38,7 @@ OVERLOAD_ANSWERS = 250  # that a window past capacity should hold, within its bo
 OVERLOAD_S = (4.0, 10.0)  # the shortest and the longest window past capacity
 BARE_SHARE = 0.15  # of a window, for each set-up of a bare run when they are first compared; the best two then get a whole one each
 BARE_BEST = 2
+BARE_DECODING = 3  # set-ups that decode a picture too
 BARE_OPEN_S = 0.5  # a session is opened and warmed up
 COMPARED = ("fp32", "int8")  # precisions of bare runs that a target compares with: in every round
 # Callers at which a target compares this service's profiles and PyTorch; peers are compared where the default profile is.
@@ -186,10 +187,10 @@ class Plan:
         return whole
 
     def _bare_s(self, session: Session) -> float:
-        """The first round compares every set-up in every precision; each one then measures the best, and a picture alone twice."""
+        """The first round compares every set-up in every precision; each one then measures the best, and a picture alone."""
         window, compared = self.window_s(session.case), self.window_s(session.case, BARE_SHARE)
         every = (24 if self.grid else 7) * len(precisions(session.case)) if session.round == 0 else 0
-        whole = BARE_BEST * len([one for one in precisions(session.case) if session.round == 0 or one in COMPARED]) + 2
+        whole = BARE_BEST * len([one for one in precisions(session.case) if session.round == 0 or one in COMPARED]) + BARE_DECODING
         return every * (compared + BARE_OPEN_S) + whole * (window + BARE_OPEN_S)
 
     def _under_open_loop(self, case: Case, best: dict[Case, Sequence[str]]) -> Sequence[str]:
