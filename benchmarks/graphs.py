@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -20,6 +22,7 @@ from benchmarks.places import WORK
 from ortserve.cpus import available_cpus
 from tests.serving import ROOT
 
+TURNS = 4  # of all ways, within the seconds of each
 SLEEPING = {"session.intra_op.allow_spinning": "0"}
 
 
@@ -36,45 +39,46 @@ def unsimplified() -> Path:
 
 
 def gains(seconds: float) -> dict[str, float]:
-    """Rates with over rates without, each pair measured one after the other; and the milliseconds of normalising."""
-    plain, made, near_empty = unsimplified(), measure.model_of("resnet50").onnx, measure.model_of("near_empty").onnx
-    all_of_it = rate(made, seconds)
+    """Rates with over rates without, all measured by turns; and the milliseconds of normalising."""
+    made, plain, none = measure.model_of("resnet50").onnx, unsimplified(), ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    ways = {
+        "all": opened(made),
+        "no fusions": opened(made, level=none),
+        "no onnxsim": opened(plain),
+        "neither": opened(plain, level=none),
+        "no prepacking": opened(made, entries={"session.disable_prepacking": "1"}),
+    }
+    rates = dict.fromkeys(ways, 0.0)
+    for _ in range(TURNS):
+        for way, run in ways.items():
+            rates[way] += hammer(run, 1, seconds / TURNS)[0] / TURNS
     pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
     mean, std = (np.array(three, np.float32) for three in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
-    times = []
-    for _ in range(100):
-        started = time.perf_counter()
-        np.ascontiguousarray(((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)[np.newaxis])
-        times.append(time.perf_counter() - started)
+    numpy = hammer(lambda: np.ascontiguousarray(((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)), 1, seconds / TURNS)
     return {
-        "fusions": all_of_it / rate(made, seconds, level=ort.GraphOptimizationLevel.ORT_DISABLE_ALL),
-        "onnxsim": all_of_it / rate(plain, seconds),
-        "onnxsim_alone": rate(made, seconds, level=ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
-        / rate(plain, seconds, level=ort.GraphOptimizationLevel.ORT_DISABLE_ALL),
-        "prepacking": all_of_it / rate(made, seconds, entries={"session.disable_prepacking": "1"}),
-        "numpy_ms": float(np.median(times)) * 1000,
-        "in_graph_ms": 1000 / rate(near_empty, seconds),
+        "fusions": rates["all"] / rates["no fusions"],
+        "onnxsim": rates["all"] / rates["no onnxsim"],
+        "onnxsim_alone": rates["no fusions"] / rates["neither"],
+        "prepacking": rates["all"] / rates["no prepacking"],
+        "numpy_ms": numpy[1],
+        "in_graph_ms": hammer(opened(measure.model_of("near_empty").onnx), 1, seconds / TURNS)[1],
     }
 
 
-def rate(
-    path: Path,
-    seconds: float,
-    *,
-    level: ort.GraphOptimizationLevel = ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-    entries: dict[str, str] | None = None,
-) -> float:
-    """Pictures per second of a session, one after the other, with every CPU."""
+def opened(
+    path: Path, *, level: ort.GraphOptimizationLevel = ort.GraphOptimizationLevel.ORT_ENABLE_ALL, entries: Mapping[str, str] | None = None
+) -> Callable[[], Any]:
+    """What runs one picture in a session of the graph, with every CPU; it has run once."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = available_cpus()
     options.graph_optimization_level = level
-    for key, value in (SLEEPING | (entries or {})).items():
+    for key, value in {**SLEEPING, **(entries or {})}.items():
         options.add_session_config_entry(key, value)
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     spec = session.get_inputs()[0]
     inputs = {spec.name: np.random.default_rng(0).integers(0, 256, (1, *spec.shape[1:]), dtype=np.uint8)}
     session.run(None, inputs)
-    return hammer(lambda: session.run(None, inputs), 1, seconds)[0]
+    return partial(session.run, None, inputs)
 
 
 def main(source: str, weights: Path, path: Path) -> None:

@@ -81,7 +81,7 @@ def main(rounds: int = 3, seconds: float = 4.0) -> None:
             console.print(f"round {turn + 1} of {rounds}: without {technique.name}")
             env = {**technique.env, "ORTSERVE_PROFILE": str(changed(technique))}
             rates.setdefault(technique.name, {})[turn] = _rate(technique.case, technique.callers, seconds, env)
-        for name, value in graphs.gains(seconds / 2).items():
+        for name, value in graphs.gains(seconds).items():
             graph.setdefault(name, {})[turn] = value
     result: dict[str, Any] = {
         **heading("default profile where none is named", rounds, seconds, idle),
