@@ -68,6 +68,11 @@ bench-quick: $(VENV)/.setup ## throughput over bare session.run, start-up and me
 bench-techniques: $(VENV)/.setup ## what each technique gains, on and off in turns, in some ten minutes on an idle machine
 	$(BIN)/python -m benchmarks.techniques
 
+.PHONY: bench-profiles
+bench-profiles: $(VENV)/.setup ## where the CPU time goes, by part, of this service and of the best peer; needs the right to ptrace, in some two minutes
+	$(BIN)/python -m benchmarks.profiles
+	$(BIN)/python -m benchmarks.publish
+
 .PHONY: bench-text
 bench-text: $(VENV)/.setup ## sentences per second beside other embedding servers, which it installs, in some ten minutes on an idle machine
 	$(BIN)/python -m benchmarks.text

@@ -1,14 +1,16 @@
 """The limit: bare `session.run` in a process of its own, on pixels that are ready, at several set-ups; the best one counts.
 
-`python -m benchmarks.bare MODEL.onnx SECONDS [--grid] [--picture FILE]` prints one line of JSON: a list of set-ups. With a picture, one
-more: decoding it and running it alone, one after the other, which is what a single caller cannot be answered faster than.
+`python -m benchmarks.bare MODEL.onnx SECONDS [--grid | --only SETUPS] [--picture FILE]` prints one line of JSON: a list of set-ups. SETUPS
+is such a list, of those to measure. With a picture, three more, with every thread, with those spinning, and with one: decoding it and
+running it alone, one after the other, which is what a single caller cannot be answered faster than.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -19,8 +21,6 @@ from ortserve.cpus import available_cpus
 from ortserve.manifest import Manifest
 from ortserve.profile import Execution, Limits, Session
 from ortserve.session import Session as OpenSession
-
-Level = Literal["disabled", "all"]
 
 
 def setups(grid: bool) -> list[dict[str, Any]]:
@@ -38,9 +38,9 @@ def setups(grid: bool) -> list[dict[str, Any]]:
     return [dict(zip(("threads", "callers", "batch", "spinning"), one, strict=True)) for one in (*every, *each)]
 
 
-def measure(path: Path, seconds: float, setup: dict[str, Any], picture: bytes | None = None, level: Level = "all") -> dict[str, Any]:
-    """Rows per second and the median time of a call. With `picture`, each call decodes it first; `level` is of ONNX Runtime's fusions."""
-    options = Session(intra_op_num_threads=setup["threads"], allow_spinning=setup["spinning"], graph_optimization_level=level)
+def measure(path: Path, seconds: float, setup: dict[str, Any], picture: bytes | None = None) -> dict[str, Any]:
+    """Rows per second and the median time of a call. With `picture`, each call decodes it first."""
+    options = Session(intra_op_num_threads=setup["threads"], allow_spinning=setup["spinning"])
     session = OpenSession.open(path, Execution(provider="CPUExecutionProvider", session=options), outputs=["probabilities"])
     spec = session.inputs[0]
     shape = (setup["batch"], *(int(size) for size in spec.shape[1:]))
@@ -54,20 +54,30 @@ def measure(path: Path, seconds: float, setup: dict[str, Any], picture: bytes | 
         else:
             session.run(inputs)
 
+    began, used = time.perf_counter(), time.process_time()
     calls_per_s, median_ms = hammer(call, setup["callers"], seconds)
+    calls = calls_per_s * (time.perf_counter() - began)
     return setup | {
         "decoding": picture is not None,
         "rows_per_s": calls_per_s * setup["batch"],
         "p50_ms": median_ms,
+        "cpu_s_per_row": (time.process_time() - used) / (calls * setup["batch"]),
     }
 
 
-def main(model: Path, seconds: float, grid: bool = False, picture: Annotated[Path | None, typer.Option()] = None) -> None:
+def main(
+    model: Path,
+    seconds: float,
+    grid: bool = False,
+    only: Annotated[str, typer.Option()] = "",
+    picture: Annotated[Path | None, typer.Option()] = None,
+) -> None:
     """Measure and print."""
-    found = [measure(model, seconds, setup) for setup in setups(grid)]
+    found = [measure(model, seconds, setup) for setup in (json.loads(only) if only else setups(grid))]
     if picture is not None:
-        alone = {"threads": available_cpus(), "callers": 1, "batch": 1}
-        found += [measure(model, seconds, alone | {"spinning": spinning}, picture.read_bytes()) for spinning in (False, True)]
+        ways = [(available_cpus(), False), (available_cpus(), True), (1, False)]  # the last one wakes no other thread: the least CPU time
+        alone = [{"threads": threads, "callers": 1, "batch": 1, "spinning": spinning} for threads, spinning in dict.fromkeys(ways)]
+        found += [measure(model, seconds, way, picture.read_bytes()) for way in alone]
     print(json.dumps(found))
 
 

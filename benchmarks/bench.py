@@ -88,7 +88,7 @@ def write(result: dict[str, Any], folder: Path, stem: str) -> None:
     """The JSON, the tables, the targets and the plots."""
     folder.mkdir(parents=True, exist_ok=True)
     figures = Figures(result["points"])
-    found = targets.targets(figures)
+    found = targets.targets(figures, result["machine"]["cpus"])
     (folder / f"{stem}.json").write_text(as_json(result), encoding="utf-8")
     (folder / f"{stem}.md").write_text(tables.full(result, figures), encoding="utf-8")
     if stem == "bench":

@@ -1,17 +1,19 @@
 /* A lean HTTP/1.1 load client: whole requests read from files, keep-alive, one thread, epoll. Prints one line of JSON.
  *
- * client PORT CALLERS SECONDS RATE SEED FILE...
+ * client PORT CALLERS SECONDS RATE SEED WARM_UP FILE...
  *
  * RATE 0: a closed loop, CALLERS connections that each send the next request as soon as theirs was answered. What is answered in the
- * window counts, and its latency. The window begins after a warm-up: half a second at least, and until as many requests were answered as there
+ * window counts, and its latency. The window begins after a warm-up: WARM_UP seconds at least, and until as many requests were answered as there
  * are callers, ten times SECONDS at most: before that, latencies are those of a queue that fills. The rate is taken from the last answer
  * before the window to the last one in it, unless there is a gap of a fifth of the window at its edge: batches answer many at once, and
  * where the window cuts between them must not decide.
  *
  * RATE > 0: an open loop, RATE requests a second with exponential gaps, over at most CALLERS connections, opened as needed. Latency
- * counts from the moment a request was meant to be sent, so that waiting for a connection is part of it. Answers in the window give the
- * rate; requests meant to be sent in the window give the latencies; what is not answered GRACE_S after its end counts as `unanswered`,
- * with the time it waited until then.
+ * counts from the moment a request was meant to be sent, so that waiting for a connection is part of it. Requests arrive from the first
+ * moment on; the window begins WARM_UP seconds later, when the queue is as full as it stays. What is answered in the window with 200,
+ * whenever it was meant to be sent, gives the rate: in a queue that is full, as much of what came before the window is answered in it as
+ * of what came in it is answered later. Requests meant to be sent in the window give the latencies; what is not answered GRACE_S after
+ * its end counts as `unanswered`, with the time it waited until then.
  *
  * `failed` counts what was no 200 in the whole run, warm-up included.
  */
@@ -35,7 +37,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define WARM_UP_S 0.5
 #define GRACE_S 15.0
 #define TIMEOUT_S 60.0      /* an answer later than this is none */
 #define RETRY_S 0.01        /* after a failed connection: not at once, or a dead server costs a whole CPU */
@@ -70,7 +71,7 @@ static size_t request_count, next_turn;
 static struct connection *connections;
 static size_t connection_count;
 static int port, poller;
-static double rate, seconds, begun, count_from, stop_at;
+static double rate, seconds, warm_up, begun, count_from, stop_at;
 static double last_before, last_within; /* answers */
 static bool counting;
 static uint64_t seed;
@@ -454,8 +455,8 @@ static void report(double window) {
 }
 
 int main(int argc, char **argv) {
-    if (argc < 7) {
-        fprintf(stderr, "usage: client PORT CALLERS SECONDS RATE SEED FILE...\n");
+    if (argc < 8) {
+        fprintf(stderr, "usage: client PORT CALLERS SECONDS RATE SEED WARM_UP FILE...\n");
         return 2;
     }
     signal(SIGPIPE, SIG_IGN);
@@ -464,9 +465,10 @@ int main(int argc, char **argv) {
     seconds = atof(argv[3]);
     rate = atof(argv[4]);
     seed = strtoull(argv[5], NULL, 10) * 0x9E3779B97F4A7C15ULL + 1;
-    request_count = (size_t)(argc - 6);
+    warm_up = atof(argv[6]);
+    request_count = (size_t)(argc - 7);
     requests = room(NULL, request_count * sizeof *requests);
-    for (size_t i = 0; i < request_count; i++) requests[i] = whole_file(argv[6 + i]);
+    for (size_t i = 0; i < request_count; i++) requests[i] = whole_file(argv[7 + i]);
     connections = calloc(connection_count, sizeof *connections);
     idle_stack = calloc(connection_count, sizeof *idle_stack);
     poller = epoll_create1(EPOLL_CLOEXEC);
@@ -479,10 +481,10 @@ int main(int argc, char **argv) {
     begun = now();
     double next_arrival = begun;
     double looked = begun;
-    if (rate > 0) { count_from = begun + WARM_UP_S; stop_at = count_from + seconds; counting = true; }
+    if (rate > 0) { count_from = begun + warm_up; stop_at = count_from + seconds; counting = true; }
     for (;;) {
         double at = now();
-        if (!counting && (at - begun >= WARM_UP_S) && (answered >= connection_count || at - begun >= 10 * seconds)) {
+        if (!counting && (at - begun >= warm_up) && (answered >= connection_count || at - begun >= 10 * seconds)) {
             counting = true;
             count_from = at;
             stop_at = at + seconds;

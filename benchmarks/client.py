@@ -18,6 +18,7 @@ import typer
 from benchmarks.places import WORK
 
 SOURCE = Path(__file__).with_name("client.c")
+WARM_UP_S = 0.5  # at least, before anything counts
 
 
 def compiled() -> Path:
@@ -66,10 +67,12 @@ def request_file(request: bytes) -> Path:
     return path
 
 
-def load(port: int, callers: int, seconds: float, files: Sequence[Path], *, rate: float = 0, seed: int = 0) -> dict[str, Any]:
+def load(
+    port: int, callers: int, seconds: float, files: Sequence[Path], *, rate: float = 0, seed: int = 0, warm_up_s: float = WARM_UP_S
+) -> dict[str, Any]:
     """What the client says of a closed loop of `callers`, or of an open one with `rate` requests a second over at most `callers`
-    connections. `files` hold whole requests. Times in ms; client.c says what counts."""
-    command = [compiled(), port, callers, seconds, rate, seed, *files]
+    connections. `files` hold whole requests; what happens in `warm_up_s` does not count. Times in ms; client.c says what counts."""
+    command = [compiled(), port, callers, seconds, rate, seed, warm_up_s, *files]
     said = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True).stdout
     result: dict[str, Any] = json.loads(said)
     return result

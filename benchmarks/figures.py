@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import inf
 from typing import Any
 
 from benchmarks.machine import summary
@@ -37,16 +38,24 @@ class Figures:
         """Rows per second of the best set-up of each round."""
         return self._setups(case, precision, lambda one: -one["rows_per_s"], "rows_per_s", decoding=False)
 
+    def decoding_cpu_s(self) -> ByRound:
+        """CPU seconds of decoding one picture and running the near-empty model: what every server spends on its pictures at least."""
+        return self._setups("near_empty", "fp32", lambda one: one.get("cpu_s_per_row", inf), "cpu_s_per_row", decoding=True)
+
     def bare_alone_ms(self, case: str) -> ByRound:
         """The median time of decoding a picture and running it, at the best set-up of each round."""
         return self._setups(case, "fp32", lambda one: one["p50_ms"], "p50_ms", decoding=True)
 
     def setups(self, case: str, precision: str) -> list[dict[str, Any]]:
-        """Every set-up of bare runs, by its median."""
+        """Every set-up of bare runs, by its median; those that were only compared in short windows by that."""
         found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-        for point in self.points(case, "bare", precision, "bare").values():
-            for one in point.get("setups", []):
-                found.setdefault(tuple(one[key] for key in ("threads", "callers", "batch", "spinning", "decoding")), []).append(one)
+        for figure in ("setups", "compared"):
+            known = set(found)
+            for point in self.points(case, "bare", precision, "bare").values():
+                for one in point.get(figure, []):
+                    setup = tuple(one[key] for key in ("threads", "callers", "batch", "spinning", "decoding"))
+                    if setup not in known:
+                        found.setdefault(setup, []).append(one)
         return [of_one[0] | {key: summary([one[key] for one in of_one]) for key in ("rows_per_s", "p50_ms")} for of_one in found.values()]
 
     def peak_mib(self, case: str, system: str, loads: Sequence[str]) -> ByRound:
@@ -67,7 +76,7 @@ class Figures:
     def _setups(self, case: str, precision: str, order: Callable[[Any], float], figure: str, *, decoding: bool) -> ByRound:
         best: ByRound = {}
         for turn, point in self.points(case, "bare", precision, "bare").items():
-            setups = [one for one in point.get("setups", []) if one["decoding"] == decoding]
+            setups = [one for one in point.get("setups", []) if one["decoding"] == decoding and figure in one]
             if setups:
                 best[turn] = min(setups, key=order)[figure]
         return best

@@ -7,8 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from PIL import Image
 from benchmarks import client, models
 from benchmarks.models import Model
 from benchmarks.places import PEERS
-from benchmarks.plan import BARE_SHARE, Case, Plan, Session, precisions
+from benchmarks.plan import BARE_BEST, BARE_SHARE, COMPARED, Case, Plan, Session, filling_s, precisions
 from benchmarks.process import DidNotStart, PeakMemory, Served, pss_bytes
 from benchmarks.state import State
 from benchmarks.systems import BY_NAME, System
@@ -76,17 +76,28 @@ def _served(session: Session, plan: Plan, state: State, told: Told) -> None:
                 continue
             told(f"{system.shown}: {load.key}")
             rate = capacity * load.percent / 100 if load.percent is not None else 0.0
-            point = loaded(served, asked.files, load.callers, plan.window_s(session.case), rate=rate, seed=session.round)
+            warm_up_s = filling_s(capacity, load.percent) if load.percent is not None and load.percent > 100 else client.WARM_UP_S
+            seconds = plan.load_s(session, load, capacity)
+            point = loaded(served, asked.files, load.callers, seconds, rate=rate, seed=session.round, warm_up_s=warm_up_s)
             state.add(session.key, load.key, **point)
             if load.key == "closed 32":
                 capacity = point["requests_per_s"]
 
 
-def loaded(served: Served, files: Sequence[Path], callers: int, seconds: float, *, rate: float = 0.0, seed: int = 0) -> dict[str, Any]:
+def loaded(
+    served: Served,
+    files: Sequence[Path],
+    callers: int,
+    seconds: float,
+    *,
+    rate: float = 0.0,
+    seed: int = 0,
+    warm_up_s: float = client.WARM_UP_S,
+) -> dict[str, Any]:
     """What the client saw, the CPU seconds of the server for each answer, and the peak of its memory."""
     before = served.cpu_seconds()
     with PeakMemory(served) as peak:
-        point = client.load(served.port, callers, seconds, files, rate=rate, seed=seed)
+        point = client.load(served.port, callers, seconds, files, rate=rate, seed=seed, warm_up_s=warm_up_s)
     used = served.cpu_seconds() - before
     return point | {"rate": rate, "server_cpu_s_per_request": used / max(point["answered"], 1), "pss_mib": peak.bytes / 2**20}
 
@@ -99,19 +110,35 @@ def _empty(session: Session, system: System, asked: Asked, served: Served, state
 
 
 def _bare(session: Session, plan: Plan, state: State, told: Told) -> None:
+    """The first round compares every set-up in short windows; the best two then get windows as long as the servers', in each round.
+
+    The best of many short ones alone would be the luckiest: a limit that is too high, and never the same twice.
+    """
     model = model_of(session.case)
     have = state.of(session.key)
-    seconds = plan.window_s(session.case) * BARE_SHARE
+    window_s, compared_s = plan.window_s(session.case), plan.window_s(session.case, BARE_SHARE)
     for precision in precisions(session.case):
-        if precision in have:
+        if precision in have or (session.round and precision not in COMPARED):
             continue
         told(f"bare session.run, {precision}")
-        picture = ["--picture", str(models.pictures(PICTURES)[0])] if precision == "fp32" else []
-        command = ["benchmarks.bare", str(model.folder / f"{precision}.onnx"), str(seconds), *picture, *(["--grid"] if plan.grid else [])]
+        path = model.folder / f"{precision}.onnx"
+        picture = ["--picture", models.pictures(PICTURES)[0]] if precision == "fp32" else []
         try:
-            state.add(session.key, precision, setups=run_json(*command))
+            if session.round == 0:
+                compared = run_json("benchmarks.bare", path, compared_s, *(["--grid"] if plan.grid else []))
+            else:
+                compared = state.of(replace(session, round=0).key).get(precision, {}).get("compared", [])
+            chosen = json.dumps(best_setups(compared))
+            found = run_json("benchmarks.bare", path, window_s, *picture, "--only", chosen)
+            state.add(session.key, precision, setups=found, **({"compared": compared} if session.round == 0 else {}))
         except RuntimeError as error:
             state.add(session.key, precision, reason=str(error))
+
+
+def best_setups(compared: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Those with the most rows per second, as `benchmarks.bare --only` takes them."""
+    ranked = sorted(compared, key=lambda one: -one["rows_per_s"])[:BARE_BEST]
+    return [{key: one[key] for key in ("threads", "callers", "batch", "spinning")} for one in ranked]
 
 
 def run_json(module: str, *arguments: object) -> Any:

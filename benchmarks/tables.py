@@ -17,7 +17,7 @@ CASES = {
 }
 
 
-README = ("default", "int8", "pytorch", "ort_tuned2", "litserve", "pytriton", "batchable")
+README = ("default", "light", "int8", "pytorch", "ort_tuned2", "litserve", "pytriton", "batchable")
 
 
 def full(result: dict[str, Any], figures: Figures) -> str:

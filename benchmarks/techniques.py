@@ -1,4 +1,4 @@
-"""`make bench-techniques`: what single techniques gain: the default profile over the same with one thing changed, in turns, round by round.
+"""`make bench-techniques`: what single techniques gain: a profile over the same with one thing changed, in turns, round by round.
 
 Writes `benchmarks/results/techniques.json` and `techniques.md`.
 """
@@ -6,30 +6,26 @@ Writes `benchmarks/results/techniques.json` and `techniques.md`.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import typer
 import yaml
 
-from benchmarks import measure
-from benchmarks.bare import measure as bare
+from benchmarks import graphs, measure
 from benchmarks.figures import ratios
 from benchmarks.machine import heading, headline, summary, wait_until_idle
 from benchmarks.places import PEERS, RESULTS, WORK, console
 from benchmarks.plan import Case
 from benchmarks.systems import BY_NAME, served_here
-from ortserve.cpus import available_cpus
 from ortserve.profile import SHIPPED
 
 
 @dataclass(frozen=True)
 class Technique:
-    """`without` is laid over the default profile, `execution` over its CPU part; `env` over the environment: all three take it away."""
+    """`without` is laid over the profile, `execution` over its CPU part; `env` over the environment: all three take it away."""
 
     name: str
     shown: str
@@ -38,6 +34,12 @@ class Technique:
     without: Mapping[str, Any] = field(default_factory=dict)
     execution: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
+    profile: str = "default"
+
+    @property
+    def base(self) -> tuple[str, Case, int]:
+        """What it is compared with: the same with nothing changed."""
+        return self.profile, self.case, self.callers
 
 
 HIDING = {"PYTHONPATH": str(PEERS / "without")}
@@ -47,13 +49,17 @@ TECHNIQUES = (
     ),
     Technique("uvloop", "uvloop alone, over asyncio", "near_empty", 32, env=HIDING | {"WITHOUT": "uvloop"}),
     Technique("no_access_log", "no line in a log for each request", "near_empty", 32, without={"logging": {"access_log": True}}),
+    Technique("no_tracing", "no tracing, over a span for one request in ten", "near_empty", 32, without={"tracing": {"enabled": True}}),
     Technique("decode_threads", "a decoding thread for each CPU, over one", "near_empty", 32, without={"images": {"decode_threads": 1}}),
-    Technique("batches", "batches of 4 at most, over one by one", "near_empty", 32, execution={"batching": {"max_batch_size": 1}}),
+    Technique("batches", "batches, over one by one", "near_empty", 32, execution={"batching": {"max_batch_size": 1}}),
     Technique("batches_resnet50", "the same", "resnet50", 32, execution={"batching": {"max_batch_size": 1}}),
+    Technique("in_flight", "two batches in flight, over one", "resnet50", 32, execution={"batching": {"max_in_flight": 1}}),
+    Technique("arena", "ONNX Runtime's memory arena, over none", "resnet50", 8, execution={"session": {"enable_cpu_mem_arena": False}}),
     Technique(
         "no_spinning", "threads that sleep when idle, over spinning ones", "resnet50", 8, execution={"session": {"allow_spinning": True}}
     ),
     Technique("every_cpu", "every CPU on one batch, over one thread", "resnet50", 8, execution={"session": {"intra_op_num_threads": 1}}),
+    Technique("workers", "two workers, over one, in the light profile", "near_empty", 32, without={"workers": 1}, profile="light"),
 )
 SHOWN_CASES = {"near_empty": "near-empty model", "resnet50": "`resnet50`"}
 
@@ -63,23 +69,24 @@ def main(rounds: int = 3, seconds: float = 4.0) -> None:
     for technique in TECHNIQUES:
         measure.asked_of(technique.case, BY_NAME["default"])
     idle = wait_until_idle()
+    bases: dict[tuple[str, Case, int], dict[int, float]] = {}
     rates: dict[str, dict[int, float]] = {}
     graph: dict[str, dict[int, float]] = {}
     for turn in range(rounds):
-        for case, callers in sorted({(technique.case, technique.callers) for technique in TECHNIQUES}):
-            console.print(f"round {turn + 1} of {rounds}: {case}, {callers} callers, as it is")
-            rates.setdefault(f"{case} {callers}", {})[turn] = _rate(case, callers, seconds, {})
+        for base in sorted({technique.base for technique in TECHNIQUES}):
+            profile, case, callers = base
+            console.print(f"round {turn + 1} of {rounds}: {profile} profile, {case}, {callers} callers, as it is")
+            bases.setdefault(base, {})[turn] = _rate(case, callers, seconds, {"ORTSERVE_PROFILE": profile})
         for technique in TECHNIQUES:
             console.print(f"round {turn + 1} of {rounds}: without {technique.name}")
             env = {**technique.env, "ORTSERVE_PROFILE": str(changed(technique))}
             rates.setdefault(technique.name, {})[turn] = _rate(technique.case, technique.callers, seconds, env)
-        for name, value in _graph(seconds / 2).items():
+        for name, value in graphs.gains(seconds).items():
             graph.setdefault(name, {})[turn] = value
     result: dict[str, Any] = {
-        **heading("default profile", rounds, seconds, idle),
+        **heading("default profile where none is named", rounds, seconds, idle),
         "gains": {
-            one.name: {"case": one.case, "callers": one.callers, **summary(ratios(rates[f"{one.case} {one.callers}"], rates[one.name]))}
-            for one in TECHNIQUES
+            one.name: {"case": one.case, "callers": one.callers, **summary(ratios(bases[one.base], rates[one.name]))} for one in TECHNIQUES
         },
         "graph": {name: summary(list(values.values())) for name, values in graph.items()},
     }
@@ -89,8 +96,8 @@ def main(rounds: int = 3, seconds: float = 4.0) -> None:
 
 
 def changed(technique: Technique) -> Path:
-    """The default profile without the technique, as a file."""
-    content = yaml.safe_load((SHIPPED / "default.yaml").read_text(encoding="utf-8"))
+    """The profile without the technique, as a file."""
+    content = yaml.safe_load((SHIPPED / f"{technique.profile}.yaml").read_text(encoding="utf-8"))
     _lay(content, technique.without)
     _lay(content["execution"][-1], technique.execution)  # the CPU's
     path = WORK / "profiles" / f"{technique.name}.yaml"
@@ -112,6 +119,9 @@ def table(result: dict[str, Any]) -> str:
         "| in process | |",
         "|---|---|",
         f"| ONNX Runtime's fusions, `resnet50`: pictures/s with all over none | {graph['fusions']} |",
+        f"| onnxsim before them: pictures/s with it over without | {graph['onnxsim']} |",
+        f"| onnxsim, with ONNX Runtime's fusions off | {graph['onnxsim_alone']} |",
+        f"| weights packed for the kernels at the start: pictures/s with it over without | {graph['prepacking']} |",
         f"| normalising in NumPy, ms for each picture, GIL held | {graph['numpy_ms']} |",
         f"| normalising in the graph: the whole near-empty model from `uint8`, ms | {graph['in_graph_ms']} |",
     ]
@@ -122,26 +132,6 @@ def _rate(case: Case, callers: int, seconds: float, env: Mapping[str, str]) -> f
     asked = measure.asked_of(case, BY_NAME["default"])
     with served_here({"ORTSERVE_MODEL": asked.model.name, **env}) as served:
         return float(measure.loaded(served, asked.files, callers, seconds)["requests_per_s"])
-
-
-def _graph(seconds: float) -> dict[str, float]:
-    """What needs no server: fusions on and off, and normalisation inside and outside the graph."""
-    alone = {"threads": available_cpus(), "callers": 1, "batch": 1, "spinning": False}
-    resnet50, near_empty = measure.model_of("resnet50"), measure.model_of("near_empty")
-    fused = bare(resnet50.onnx, seconds, alone)["rows_per_s"]
-    plain = bare(resnet50.onnx, seconds, alone, level="disabled")["rows_per_s"]
-    pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
-    mean, std = (np.array(three, np.float32) for three in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
-    times = []
-    for _ in range(100):
-        started = time.perf_counter()
-        np.ascontiguousarray(((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)[np.newaxis])
-        times.append(time.perf_counter() - started)
-    return {
-        "fusions": fused / plain,
-        "numpy_ms": float(np.median(times)) * 1000,
-        "in_graph_ms": bare(near_empty.onnx, seconds, alone)["p50_ms"],
-    }
 
 
 def _lay(over: dict[str, Any], changes: Mapping[str, Any]) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench, measure, tables, targets, techniques
+from benchmarks import bench, client, measure, tables, targets, techniques
 from benchmarks import quick as quick_tables
 from benchmarks.figures import Figures, best_of, ranked, ratios
-from benchmarks.plan import Load, Plan, Session, complete, quick, smallest, takes, whole_grid
+from benchmarks.plan import LONGEST_FILLING_S, Load, Plan, Session, complete, counted, filling_s, quick, smallest, takes, whole_grid
 from benchmarks.state import State
 from benchmarks.systems import BY_NAME, SYSTEMS, kserve_binary, kserve_json, top_class
 from benchmarks.targets import Target
@@ -83,13 +83,55 @@ def test_a_target_compares_its_median_and_shows_its_spread() -> None:
     assert not Target("x", 0.95, True, (0.9, 0.94, 0.99)).met
     assert Target("x", 1.0, False, (0.5, 1.0, 7.0)).met
     assert Target("x", 1.0, True, ()).met is None
-    assert Target("x", 0.95, True, (0.9, 0.94, 0.99)).row() == "| x | >= 0.95 | 0.94 | 0.90 to 0.99 | **missed** |"
+    assert Target("x", 0.95, True, (0.9, 0.94, 0.99)).row() == "| x | >= 0.95 | 0.94 | 0.90 to 0.99 |  | **missed** |"
     assert "not measured" in Target("x", 1.0, True, ()).row()
+
+
+def test_a_target_that_the_machine_does_not_allow_says_so() -> None:
+    beyond, within = Target("x", 2.0, True, (1.5,), best=(1.7, 1.8, 2.5)), Target("x", 0.5, False, (0.7,), best=(0.4,))
+    assert beyond.row() == "| x | >= 2 | 1.50 | 1.50 to 1.50 | 1.80 | **missed**, out of reach here |"
+    assert within.row() == "| x | <= 0.5 | 0.70 | 0.70 to 0.70 | 0.40 | **missed** |"
+    assert Target("x", 2.0, True, (2.1,), best=(1.8,)).row().endswith("| 1.80 | met |")  # noise may pass a limit; met is met
+    assert "0 of 2 met; 1 of the others out of reach here." in targets.table([beyond, within])
+
+
+def test_the_limit_is_the_same_ratio_for_what_the_bare_session_and_decoding_do_in_that_round() -> None:
+    def bare(turn: int, case: str, precision: str, *setups: dict[str, Any]) -> dict[str, Any]:
+        return point(f"{turn}/{case}/bare/bare", precision, setups=list(setups))
+
+    def setup(rate: float, decoding: bool = False, cpu_s: float = 0.1) -> dict[str, Any]:
+        same = {"threads": 2, "callers": 1, "batch": 1, "spinning": False, "p50_ms": 40.0}
+        return {**same, "decoding": decoding, "rows_per_s": rate, "cpu_s_per_row": cpu_s}
+
+    near = {"case": "near_empty"}
+    figures = Figures(
+        [
+            bare(0, "resnet50", "fp32", setup(20.0)),
+            bare(1, "resnet50", "fp32", setup(30.0)),
+            bare(0, "resnet50", "int8", setup(36.0)),
+            bare(
+                0, "near_empty", "fp32", setup(9000.0), setup(400.0, decoding=True, cpu_s=0.0025), setup(410.0, decoding=True, cpu_s=0.004)
+            ),
+            *(closed(turn, "default", 20.0) for turn in (0, 1)),
+            *(closed(turn, "pytorch", 10.0) for turn in (0, 1)),
+            closed(0, "mosec", 16.0),
+            closed(0, "mosec", 500.0, server_cpu_s_per_request=0.004, **near),
+            closed(0, "light", 700.0, server_cpu_s_per_request=0.003, **near),
+        ]
+    )
+    assert named(figures, "`resnet50` fp32, 8 callers, over PyTorch").best == (2.0, 3.0)
+    assert named(figures, "`resnet50` fp32, 8 callers, over the best peer").best == (1.25, 3.0)  # in the second round PyTorch is the best
+    assert named(figures, "`resnet50` fp32, 8 callers, over the best bare").best == pytest.approx((2 / (2 / 20 + 0.0025) / 20,))
+    assert named(figures, "`resnet50` int8, 8 callers, over PyTorch").best == (3.6,)
+    throughput = named(figures, "near-empty model, light profile, 8 callers, over the best peer")
+    assert (throughput.values, throughput.best) == ((1.4,), pytest.approx((2 / 0.0025 / 500,)))
+    cpu = named(figures, "near-empty model, light profile, 8 callers: server CPU")
+    assert (cpu.values, cpu.best) == (pytest.approx((0.75,)), pytest.approx((0.625,)))
 
 
 def named(figures: Figures, start: str) -> Target:
     """The one target whose text begins so."""
-    (found,) = [target for target in targets.targets(figures) if target.what.startswith(start)]
+    (found,) = [target for target in targets.targets(figures, 2) if target.what.startswith(start)]
     return found
 
 
@@ -118,7 +160,7 @@ def test_cpu_is_compared_with_the_thriftiest_peer_that_answered() -> None:
             closed(0, "split", 0, server_cpu_s_per_request=0.0001, **near),
         ]
     )
-    assert named(figures, "near-empty model, 8 callers: server CPU").values == (0.5,)
+    assert named(figures, "near-empty model, default profile, 8 callers: server CPU").values == (0.5,)
 
 
 def test_overload_is_compared_with_the_capacity_of_the_same_session() -> None:
@@ -130,9 +172,9 @@ def test_overload_is_compared_with_the_capacity_of_the_same_session() -> None:
             point(session, "open 400", requests_per_s=490.0, p99_ms=5000.0, failed_p50_ms=3.0, failed=1500),
         ]
     )
-    assert named(figures, "400 % of capacity, near-empty model: goodput").values == (0.98,)
-    assert named(figures, "400 % of capacity, near-empty model: p99").values == (0.5,)
-    assert named(figures, "400 % of capacity, near-empty model: median time").values == (3.0,)
+    assert named(figures, "400 % of capacity, near-empty model, default profile: goodput").values == (0.98,)
+    assert named(figures, "400 % of capacity, near-empty model, default profile: p99").values == (0.5,)
+    assert named(figures, "400 % of capacity, near-empty model, default profile: median time").values == (3.0,)
     assert named(figures, "errors below capacity").values == (0.0,)  # refusals past it are no errors
 
 
@@ -169,6 +211,57 @@ def test_a_bench_fits_in_its_minutes_and_uses_them() -> None:
     assert complete(minutes=90, rounds=3).seconds > plan.seconds
 
 
+def test_time_goes_where_targets_compare() -> None:
+    plan = complete(minutes=45, rounds=3)
+    turns: dict[tuple[str, str], int] = {}
+    for session in plan.closed_sessions():
+        if session.part == "closed":
+            turns[session.case, session.system] = turns.get((session.case, session.system), 0) + 1
+    compared = {pair for pair in turns if counted(BY_NAME[pair[1]], pair[0])}
+    assert {pair for pair, count in turns.items() if count == 3} == compared
+    assert {pair for pair, count in turns.items() if count == 1} == turns.keys() - compared
+    assert {("resnet50", "ort_tuned2"), ("near_empty", "ort_tuned2"), ("near_empty", "light"), ("resnet50", "pytorch")} <= compared
+    session = Session(0, "resnet50", "default", "closed")
+    assert plan.load_s(session, Load(8), 25) == plan.seconds >= 6  # 150 answers of resnet50 and more
+    assert plan.load_s(Session(0, "resnet50", "mosec", "closed"), Load(1), 25) < plan.seconds / 2
+    assert quick(rounds=2, seconds=6).load_s(Session(0, "resnet50", "batchable", "closed"), Load(1), 25) == 6  # there all are alike
+
+
+def test_an_overload_is_measured_once_the_queue_is_full() -> None:
+    session, plan = Session(0, "resnet50", "default", "open"), complete(minutes=45, rounds=3)
+    assert plan.load_s(session, Load(512, 400), 25) == 10
+    assert plan.load_s(session, Load(512, 400), 600) == 4
+    assert plan.load_s(session, Load(512, 400), 50) == 5
+    queue = profile.load("default").execution[-1].batching.max_queue_size
+    assert filling_s(25, 400) == pytest.approx(1 + queue / 75)
+    assert filling_s(25, 120) == LONGEST_FILLING_S
+
+
+def test_bare_runs_are_compared_once_and_the_best_two_measured_in_each_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def run_json(_: str, *arguments: object) -> list[dict[str, Any]]:
+        words = tuple(map(str, arguments))
+        asked.append((Path(words[0]).stem, *words[1:]))
+        chosen = json.loads(words[words.index("--only") + 1]) if "--only" in words else None
+        one = {"threads": 2, "callers": 1, "batch": 1, "spinning": False, "decoding": False, "p50_ms": 1.0}
+        rates = {1: 20.0, 4: 30.0, 8: 25.0}
+        sizes = [setup["batch"] for setup in chosen] if chosen is not None else list(rates)
+        return [{**one, "batch": size, "rows_per_s": rates[size]} for size in sizes]
+
+    monkeypatch.setattr(measure, "run_json", run_json)
+    monkeypatch.setattr(measure, "model_of", lambda _: measure.Model("resnet50", Path("/store"), Path()))
+    monkeypatch.setattr(measure.models, "pictures", lambda _: [Path("/p.jpg")])
+    plan, state = complete(minutes=45, rounds=3), State(tmp_path / "s.jsonl", SETTINGS)
+    for turn in (0, 1):
+        measure.run(Session(turn, "resnet50", "bare", "bare"), plan, state, lambda _: None)
+    assert [words[0] for words in asked] == ["fp32", "fp32", "fp16", "fp16", "int8", "int8", "fp32", "int8"]
+    assert float(asked[0][1]) < float(asked[1][1]) == plan.seconds
+    figures = Figures(state.points)
+    assert figures.bare("resnet50") == {0: 30.0, 1: 30.0}
+    assert {setup["batch"]: setup["rows_per_s"]["median"] for setup in figures.setups("resnet50", "fp32")} == {4: 30.0, 8: 25.0, 1: 20.0}
+
+
 def test_systems_are_measured_in_turns() -> None:
     plan = complete(minutes=45, rounds=3)
     of_mosec = [index for index, session in enumerate(plan.closed_sessions()) if (session.system, session.case) == ("mosec", "resnet50")]
@@ -187,7 +280,7 @@ def test_the_open_loop_is_for_ours_and_the_two_best_peers_of_the_case() -> None:
     sessions = plan.open_sessions(bench.best_peers(plan, Figures([*points, closed(0, "int8", 99, "closed 32")])))
     found = {case: [session.system for session in sessions if session.case == case] for case in plan.cases}
     assert found["resnet50"] == ["default", "mosec", "litserve"] * plan.open_rounds
-    assert found["near_empty"] == ["default", "litserve", "pytriton"] * plan.open_rounds
+    assert found["near_empty"] == ["default", "light", "litserve", "pytriton"] * plan.open_rounds
     assert [load.key for load in sessions[0].loads] == ["closed 32", "open 50", "open 80", "open 95", "open 120", "open 400", "closed 256"]
 
 
@@ -260,7 +353,10 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def processes(self) -> list[object]:
             return []
 
-    def loaded(_: Any, __: Any, callers: int, ___: float, *, rate: float = 0.0, seed: int = 0) -> dict[str, Any]:
+    def loaded(
+        _: Any, __: Any, callers: int, ___: float, *, rate: float = 0.0, seed: int = 0, warm_up_s: float = client.WARM_UP_S
+    ) -> dict[str, Any]:
+        assert (warm_up_s > client.WARM_UP_S) == (rate > 100)  # past capacity the queue fills first
         if len(done) == 2 and "stopped" not in done:
             done.append("stopped")
             raise Stopped
@@ -334,7 +430,7 @@ def test_the_quick_tables_show_each_system_beside_the_bare_runs() -> None:
 def test_what_a_technique_takes_away_is_a_profile(technique: techniques.Technique, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(techniques, "WORK", tmp_path)
     without = profile.load(str(techniques.changed(technique)))
-    assert (without != profile.load("default").model_copy(update={"name": without.name})) or technique.env
+    assert (without != profile.load(technique.profile).model_copy(update={"name": without.name})) or technique.env
     assert without.execution[-1].provider == "CPUExecutionProvider"
 
 

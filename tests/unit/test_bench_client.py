@@ -78,9 +78,13 @@ def tiny(*answers: bytes, before: Callable[[], None] = lambda: None) -> Iterator
         thread.join()
 
 
-def load(server: Tiny, callers: int = 2, seconds: float = 0.5, rate: float = 0, seed: int = 0) -> dict[str, object]:
+def load(
+    server: Tiny, callers: int = 2, seconds: float = 0.5, rate: float = 0, seed: int = 0, warm_up_s: float = client.WARM_UP_S
+) -> dict[str, Any]:
     """What the client says."""
-    return client.load(server.server_address[1], callers, seconds, [client.request_file(REQUEST)], rate=rate, seed=seed)
+    return client.load(
+        server.server_address[1], callers, seconds, [client.request_file(REQUEST)], rate=rate, seed=seed, warm_up_s=warm_up_s
+    )
 
 
 @pytest.mark.parametrize("answer", [PLAIN, CHUNKED, CLOSING, TO_END, CONTINUED], ids=["plain", "chunked", "closing", "to end", "continued"])
@@ -153,6 +157,26 @@ def test_the_open_loop_counts_the_wait_for_a_connection() -> None:
     assert server.connections == 1
     assert run["p99_ms"] > 5 * 20
     assert run["mean_ms"] > 2 * 20
+
+
+def test_past_capacity_the_rate_is_of_what_is_answered_in_the_window_and_the_filling_does_not_count() -> None:
+    began = time.monotonic()
+    with tiny(PLAIN, before=lambda: time.sleep(0.02)) as server:  # 50 requests a second over one connection, at most
+        run = load(server, callers=1, seconds=1.0, rate=150, warm_up_s=1.0)
+    arrived = [at for at in server.arrivals if began + 1.0 <= at <= began + 2.0]
+    assert run["intended"] < 250  # of the window, not of the warm-up before it
+    assert run["requests_per_s"] == pytest.approx(len(arrived), rel=0.15)  # those that were meant to be sent before the window among them
+    assert run["p50_ms"] > 1000  # each waited for what the warm-up left
+
+
+def test_what_comes_in_the_warm_up_is_in_no_figure_but_the_failures() -> None:
+    began = time.monotonic()
+    with tiny(PLAIN) as server:
+        server.answers = iter(lambda: BUSY if time.monotonic() - began < 0.6 else PLAIN, None)
+        run = load(server, callers=16, seconds=0.5, rate=100, warm_up_s=1.0)
+    assert set(run["statuses"]) == {"200"}
+    assert run["failed"] > 0
+    assert run["failed_p50_ms"] is None
 
 
 def test_the_same_seed_brings_the_same_arrivals() -> None:

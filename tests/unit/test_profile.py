@@ -77,7 +77,8 @@ def test_no_execution_is_refused(tmp_path: Path) -> None:
 
 def test_unknown_name_lists_the_shipped_ones() -> None:
     with pytest.raises(
-        ProfileError, match=r"'latencey' not found: expected one of default, edge, latency, multi-model, tensorrt, throughput, or the path"
+        ProfileError,
+        match=r"'latencey' not found: expected one of default, edge, latency, light, multi-model, tensorrt, throughput, or the path",
     ):
         load("latencey")
 
