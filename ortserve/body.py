@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from python_multipart.multipart import parse_options_header
@@ -14,7 +15,9 @@ from ortserve.errors import PayloadTooLarge, QueueFull, RequestError, RequestTim
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 T = TypeVar("T")
 
+UNWATCHED_S = 0.1  # a model that costs anything at all is asked by callers who wait longer than that once there is a queue
 MAX_PART_HEADER_BYTES = 8 * 1024  # the usual limit of HTTP servers for one line of headers; real parts have about 150
+_REMEMBERED = 256  # headers taken apart: one program's requests have the same, or the same few. Two megabytes at the very most
 
 
 class ClientGone(Exception):
@@ -83,30 +86,52 @@ async def read(receive: Receive, headers: Mapping[bytes, bytes], *, limit_bytes:
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns, or ClientGone as soon as the caller closes the connection; the work is cancelled then.
+    """What `work` returns, or ClientGone soon after the caller closed the connection; the work is cancelled then.
 
-    To be called once the body was read: the next message can only be `http.disconnect` (ASGI, HTTP connection scope).
+    To be called once the body was read: the next message can only be `http.disconnect` (ASGI, HTTP connection scope). It is waited for
+    from `UNWATCHED_S` on: watching costs a task, and whoever leaves so soon leaves about when the answer is ready.
     """
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(receive())
-    watcher.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
+    task = asyncio.current_task()
+    assert task is not None  # a handler runs in one
+    watcher: asyncio.Future[Any] | None = None
+    over = False
+
+    def ended(done: asyncio.Future[Any]) -> None:
+        if not over and not done.cancelled():
+            task.cancel()
+
+    def watch() -> None:
+        nonlocal watcher
+        watcher = asyncio.ensure_future(receive())
+        watcher.add_done_callback(ended)
+
+    timer = asyncio.get_running_loop().call_later(UNWATCHED_S, watch)
     try:
-        return await task
+        return await work
     except asyncio.CancelledError:
-        if watcher.done() and not watcher.cancelled():
+        if watcher is not None and watcher.done() and not watcher.cancelled():
+            task.uncancel()
             raise ClientGone from None
         raise
     finally:
-        watcher.cancel()
+        over = True
+        timer.cancel()
+        if watcher is not None:
+            watcher.cancel()
 
 
 def _too_large(limit_bytes: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"expected a body of at most {limit_bytes} bytes, got more: send less, or several requests")
 
 
-def media_type(headers: Mapping[bytes, bytes]) -> tuple[str, dict[bytes, bytes]]:
+def media_type(headers: Mapping[bytes, bytes]) -> tuple[str, Mapping[bytes, bytes]]:
     """The body's media type in lower case and the parameters of the Content-Type header; ("", {}) where there is none."""
-    value, options = parse_options_header(headers.get(b"content-type", b""))
+    return _media_type(headers.get(b"content-type", b""))
+
+
+@lru_cache(_REMEMBERED)
+def _media_type(header: bytes) -> tuple[str, Mapping[bytes, bytes]]:
+    value, options = parse_options_header(header)
     return value.decode("latin-1"), options
 
 
@@ -144,6 +169,12 @@ def parse_multipart(body: bytes, boundary: bytes, *, max_parts: int) -> list[Par
 
 
 def _part(header_block: bytes, data: memoryview) -> Part:
+    return Part(*_part_head(header_block), data)
+
+
+@lru_cache(_REMEMBERED)
+def _part_head(header_block: bytes) -> tuple[str, str | None, str | None]:
+    """A part's name, file name and media type."""
     headers = {
         name.strip().lower(): value.strip()
         for line in header_block.split(b"\r\n")
@@ -155,11 +186,10 @@ def _part(header_block: bytes, data: memoryview) -> Part:
         raise _malformed('a part lacks the header Content-Disposition: form-data; name="..."')
     filename = options.get(b"filename")
     content_type = headers.get(b"content-type")
-    return Part(
-        name=options[b"name"].decode("utf-8", "replace"),
-        filename=None if filename is None else filename.decode("utf-8", "replace"),
-        content_type=None if content_type is None else parse_options_header(content_type)[0].decode("latin-1"),
-        data=data,
+    return (
+        options[b"name"].decode("utf-8", "replace"),
+        None if filename is None else filename.decode("utf-8", "replace"),
+        None if content_type is None else parse_options_header(content_type)[0].decode("latin-1"),
     )
 
 

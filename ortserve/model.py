@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -18,6 +17,7 @@ from ortserve.manifest import Manifest
 from ortserve.profile import Profile
 from ortserve.tasks import Task
 from ortserve.tasks.row import Row
+from ortserve.threads import Threads
 
 if TYPE_CHECKING:
     from ortserve.session import Tensors
@@ -84,7 +84,7 @@ class ServedModel:
         self._observer = observer
         self._timeout_s = profile.limits.request_timeout_ms / 1000
         wanted = profile.images.decode_threads
-        self._decoders = ThreadPoolExecutor(available_cpus() if wanted == "auto" else wanted, thread_name_prefix="decode")
+        self._decoders = Threads(available_cpus() if wanted == "auto" else wanted, "decode")
 
     @property
     def name(self) -> str:
@@ -132,7 +132,7 @@ class ServedModel:
 
     async def aside(self, function: Callable[[T], R], value: T) -> R:
         """`function(value)` in one of the model's decoding threads: for what would hold the event loop up."""
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, function, value)
+        return await self._decoders.run(function, value)
 
     def parsed(self, seconds: float) -> None:
         """Tell the observer that a request's bytes became tensors in that time."""
@@ -147,7 +147,7 @@ class ServedModel:
     async def _job(self, places: Sequence[Place], payloads: Sequence[Any], parameters: Any) -> list[Answer | Refusal]:
         """The answers to payloads that share one hop to a decoding thread."""
         started = time.perf_counter()
-        prepared = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, payloads, parameters)
+        prepared = await self._decoders.run(self._prepare, payloads, parameters)
         decode_s = time.perf_counter() - started
         if self._observer:
             for payload, row in zip(payloads, prepared, strict=True):
@@ -187,7 +187,7 @@ class ServedModel:
     async def close(self) -> None:
         """Answer what was admitted, then end the threads."""
         await self.engine.close()
-        self._decoders.shutdown()
+        self._decoders.close()
 
     def facts(self) -> Mapping[str, Any]:
         """What `GET /models/{name}` shows: the manifest, and what its engine really runs."""
