@@ -153,6 +153,14 @@ struct work {
     uint8_t *result;
 };
 
+/* Of the compiler's own, for any machine. */
+typedef uint8_t Bytes __attribute__((vector_size(16)));
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Bytes){__VA_ARGS__})
+#endif
+
 #ifdef AVX2
 #include <immintrin.h>
 
@@ -166,13 +174,6 @@ struct work {
 #endif
 
 /* Any other machine, by the compiler's own vectors. */
-typedef uint8_t Bytes __attribute__((vector_size(16)));
-#ifdef __clang__
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Bytes){__VA_ARGS__})
-#endif
-
 #define LANES 4
 #define PASSES passes_plain
 #define TARGET

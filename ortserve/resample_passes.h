@@ -59,20 +59,50 @@ INLINE void NAME(_put)(uint8_t *to, Sums sums) {
 #endif
 }
 
+/* ROWS rows of so many pixels, side by side: [pixels][ROWS][4]. */
+INLINE void NAME(_interleave)(const uint8_t *const in[ROWS], int pixels, uint8_t *to) {
+    const uint8_t *a = in[0], *b = in[1], *c = in[2], *d = in[3];
+    int x = 0;
+    for (; x + 4 <= pixels; x += 4, a += 16, b += 16, c += 16, d += 16, to += 64) {
+        Bytes rows[4], pairs[4], places[4];
+        memcpy(&rows[0], a, 16);
+        memcpy(&rows[1], b, 16);
+        memcpy(&rows[2], c, 16);
+        memcpy(&rows[3], d, 16);
+        for (int i = 0; i < 2; i++) {
+            pairs[i * 2] = SHUFFLE(rows[i * 2], rows[i * 2 + 1], 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+            pairs[i * 2 + 1] = SHUFFLE(rows[i * 2], rows[i * 2 + 1], 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+        }
+        for (int i = 0; i < 2; i++) {
+            places[i * 2] = SHUFFLE(pairs[i], pairs[i + 2], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+            places[i * 2 + 1] = SHUFFLE(pairs[i], pairs[i + 2], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+        }
+        memcpy(to, places, 64);
+    }
+    for (; x < pixels; x++, a += 4, b += 4, c += 4, d += 4, to += 16) {
+        memcpy(to, a, 4);
+        memcpy(to + 4, b, 4);
+        memcpy(to + 8, c, 4);
+        memcpy(to + 12, d, 4);
+    }
+}
+
 /* ROWS rows of the needed columns, 4 bytes a pixel, become rows of the wanted width, 3 bytes a pixel and one byte more. */
 TARGET static void NAME(_across)(const struct work *work, const uint8_t *const in[ROWS], uint8_t *const out[ROWS]) {
-    for (int x = 0; x < work->columns; x++)
-        for (int r = 0; r < ROWS; r++) memcpy(&work->strip[x * ROWS + r], in[r] + (size_t)x * 4, 4);
-    const int taps = work->across.taps;
+    NAME(_interleave)(in, work->columns, (uint8_t *)work->strip);
+    const int width = work->width, taps = work->across.taps, *first = work->across.first;
     const int32_t *weights = work->across.weights;
-    for (int x = 0; x < work->width; x++, weights += taps) {
-        const uint8_t *from = (const uint8_t *)(work->strip + (size_t)work->across.first[x] * ROWS);
+    const uint8_t *strip = (const uint8_t *)work->strip;
+    uint8_t *to[ROWS];
+    for (int r = 0; r < ROWS; r++) to[r] = out[r];
+    for (int x = 0; x < width; x++, weights += taps) {
+        const uint8_t *from = strip + (size_t)first[x] * (ROWS * 4);
         Sums sums = NAME(_half)();
         for (int tap = 0; tap < taps; tap++, from += 16) sums = NAME(_add)(sums, from, weights[tap]);
         uint8_t pixels[16];
         NAME(_put)(pixels, sums);
         /* The fourth byte becomes the next pixel's first, or is the one more. */
-        for (int r = 0; r < ROWS; r++) memcpy(out[r] + (size_t)x * 3, pixels + r * 4, 4);
+        for (int r = 0; r < ROWS; r++, to[r - 1] += 3) memcpy(to[r], pixels + r * 4, 4);
     }
 }
 
