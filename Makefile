@@ -68,6 +68,10 @@ bench-quick: $(VENV)/.setup ## throughput over bare session.run, start-up and me
 bench-techniques: $(VENV)/.setup ## what each technique gains, on and off in turns, in some ten minutes on an idle machine
 	$(BIN)/python -m benchmarks.techniques
 
+.PHONY: bench-operators
+bench-operators: $(VENV)/.setup ## what int8 gains over fp32 and where the time of a run goes, in a few minutes on an idle machine
+	$(BIN)/python -m benchmarks.operators
+
 .PHONY: bench-text
 bench-text: $(VENV)/.setup ## sentences per second beside other embedding servers, which it installs, in some ten minutes on an idle machine
 	$(BIN)/python -m benchmarks.text
