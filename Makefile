@@ -73,6 +73,10 @@ bench-profiles: $(VENV)/.setup ## where the CPU time goes, by part, of this serv
 	$(BIN)/python -m benchmarks.profiles
 	$(BIN)/python -m benchmarks.publish
 
+.PHONY: bench-operators
+bench-operators: $(VENV)/.setup ## what int8 gains over fp32 and where the time of a run goes, in a few minutes on an idle machine
+	$(BIN)/python -m benchmarks.operators
+
 .PHONY: bench-text
 bench-text: $(VENV)/.setup ## sentences per second beside other embedding servers, which it installs, in some ten minutes on an idle machine
 	$(BIN)/python -m benchmarks.text

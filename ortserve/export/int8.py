@@ -37,7 +37,7 @@ def to_int8(
 
     Activations are unsigned, weights signed (U8S8): the one pair that ONNX Runtime has convolution kernels for on x86, and what it makes of
     signed activations there when it opens the file, except where two nodes read one tensor. Those it leaves signed, without a kernel:
-    every convolution behind a residual block then ran in fp32, and resnet50 was 1.3 times as fast as in fp32, not 3.3 times. Such pairs
+    every convolution behind a residual block then ran in fp32, and resnet50 was 1.4 times as fast as in fp32, not 3.4 times. Such pairs
     saturate on CPUs without VNNI; `session_options` has them multiplied another way there, so that the answers are those verified here.
 
     MinMax because it is the simplest and nothing measured speaks against it: on digits and on examples/research Percentile (99.999)

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
+import onnx.parser
 import pytest
 
-from benchmarks import bench, client, measure, tables, targets, techniques
+from benchmarks import bench, client, measure, operators, tables, targets, techniques
 from benchmarks import quick as quick_tables
 from benchmarks.figures import Figures, best_of, ranked, ratios
 from benchmarks.plan import LONGEST_FILLING_S, Load, Plan, Session, complete, counted, filling_s, quick, smallest, takes, whole_grid
@@ -432,6 +434,37 @@ def test_what_a_technique_takes_away_is_a_profile(technique: techniques.Techniqu
     without = profile.load(str(techniques.changed(technique)))
     assert (without != profile.load(technique.profile).model_copy(update={"name": without.name})) or technique.env
     assert without.execution[-1].provider == "CPUExecutionProvider"
+
+
+def test_the_time_of_a_run_is_told_by_operator(tmp_path: Path) -> None:
+    net = """<ir_version: 10, opset_import: ["" : 18]> net (uint8[batch,4,4,3] pixels) => (float[batch,4,4,3] probabilities) {
+        f = Cast <to = 1> (pixels)
+        e = Exp (f)
+        g = Exp (e)
+        probabilities = Softmax <axis = 1> (g)
+    }"""
+    onnx.save(onnx.parser.parse_model(net), tmp_path / "net.onnx")
+    found = operators.operators_ms(tmp_path / "net.onnx")
+    assert {kind: one["nodes"] for kind, one in found.items()} == {"Cast": 1, "Exp": 2, "Softmax": 1}
+    assert all(one["ms"] > 0 for one in found.values())
+
+
+def test_the_table_of_operators_says_where_a_precision_has_none() -> None:
+    conv, small = {"nodes": 2.0, "ms": 9.996}, {"nodes": 1.0, "ms": 0.004}
+    result = {
+        "measured_at": "2026-01-01",
+        "machine": {"cpus": 2, "cpu": "x"},
+        "model": "m",
+        "rounds": 1,
+        "seconds_each": 1.0,
+        "int8_over_fp32": [{"setup": operators.setups()[0], "median": 3.0, "min": 2.0, "max": 4.0}],
+        "operators_ms": {"fp32": {"Conv": conv, "Softmax": small}, "int8": {"QLinearConv": {"nodes": 2.0, "ms": 3.0}}},
+    }
+    shown = operators.table(result)
+    assert "| `Conv` | 10.00 (2) | - |" in shown
+    assert "| `QLinearConv` | - | 3.00 (2) |" in shown
+    assert "| all others | 0.00 | 0.00 |" in shown
+    assert "| together | 10.0 | 3.0 |" in shown
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in Path(bench.__file__).parent.glob("*.py")))
