@@ -166,7 +166,7 @@ def test_past_capacity_the_rate_is_of_what_is_answered_in_the_window_and_the_fil
     arrived = [at for at in server.arrivals if began + 1.0 <= at <= began + 2.0]
     assert run["intended"] < 250  # of the window, not of the warm-up before it
     assert run["requests_per_s"] == pytest.approx(len(arrived), rel=0.15)  # those that were meant to be sent before the window among them
-    assert run["p50_ms"] > 1000  # each waited for what the warm-up left
+    assert run["p50_ms"] > 1500  # each waited for what the warm-up left; without one the median is 1000
 
 
 def test_what_comes_in_the_warm_up_is_in_no_figure_but_the_failures() -> None:
