@@ -136,15 +136,15 @@ class Batcher:
 
         Raises as `expect_room`.
         """
-        self.expect_room(rows)
+        self.expect_room(rows, deadline=deadline)
         self._bind(asyncio.get_running_loop())
         ticket = Ticket(self, rows, deadline)
         self._open.add(ticket)
         self._count(waiting=rows)
         return ticket
 
-    def expect_room(self, rows: int) -> None:
-        """Nothing, where `rows` rows could be admitted now.
+    def expect_room(self, rows: int, *, deadline: float) -> None:
+        """Nothing, where `rows` rows could be admitted now and those before them leave time for an answer before `deadline`.
 
         Raises QueueFull, with the time the queue needs to drain; ShuttingDown; PayloadTooLarge where `rows` can never fit.
         """
@@ -157,6 +157,8 @@ class Batcher:
             raise PayloadTooLarge(f"expected at most {limit} rows in one request, got {rows}: send fewer at a time")
         if self._rows_waiting + rows > limit:
             raise refusals.queue_full(rows, limit, self._rows_waiting, self.drain_s)
+        if self._rows_waiting and self._row_s is not None:
+            refusals.expect_time(deadline, self.drain_s)
 
     async def close(self, *, drain: bool = True) -> None:
         """Nothing, once every admitted request is answered (`drain`) or failed with ShuttingDown, and the threads have ended.

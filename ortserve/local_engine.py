@@ -213,9 +213,9 @@ class LocalEngine:
             raise refusals.too_many(rows, limit)
         return self._batcher.admit(rows, deadline=deadline)
 
-    def expect_room(self) -> None:
+    def expect_room(self, *, deadline: float) -> None:
         """As `Engine.expect_room`."""
-        self._batcher.expect_room(1)
+        self._batcher.expect_room(1, deadline=deadline)
 
     def stay(self) -> None:
         """Nothing: it is here."""

@@ -94,7 +94,7 @@ class ServedModel:
     def expect_room(self) -> None:
         """Nothing, where one payload could have a place now: what is refused anyway need not be taken apart. Raises as `predict`."""
         with self._counting_refusals():
-            self.engine.expect_room()
+            self.engine.expect_room(deadline=time.monotonic() + self._timeout_s)
 
     async def predict(self, payloads: Sequence[Any], parameters: Any) -> list[Answer | Refusal]:
         """An answer or an error for each payload, in order; a RequestError among the payloads is its own answer.

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import time
+
 from ortserve.errors import DeadlineExceeded, PayloadTooLarge, QueueFull, RunnerUnavailable, ShapeMismatch, ShuttingDown
+
+_SURE = 0.8  # of the time that is left: how long a queue takes is an estimate by a mean, and a batch and the decoding come on top
 
 
 def queue_full(rows: int, limit: int, waiting: int, drain_s: float) -> QueueFull:
     """The queue of `limit` rows has no room for `rows` more; it needs `drain_s` seconds to drain."""
     message = f"expected room for {rows} of {limit} rows, {waiting} wait already: send it again later"
     return QueueFull(message, retry_after_s=drain_s)
+
+
+def expect_time(deadline: float, drain_s: float) -> None:
+    """Nothing, where a queue that needs `drain_s` seconds to drain leaves time before `deadline` (`time.monotonic()` seconds).
+
+    Raises QueueFull: who would wait until the deadline and be answered nothing had better know at once, and its pixels cost nobody.
+    """
+    allowed_s = deadline - time.monotonic()
+    if drain_s > _SURE * allowed_s:
+        message = f"expected an answer within {allowed_s:.1f} s, those who wait already take {drain_s:.1f} s: send it again later"
+        raise QueueFull(message, retry_after_s=drain_s)
 
 
 def too_many(rows: int, limit: int) -> PayloadTooLarge:

@@ -53,6 +53,28 @@ def test_retry_after_is_the_queue_over_recent_throughput() -> None:
     run(test)
 
 
+def test_who_could_not_be_answered_in_time_is_refused_at_once_and_whoever_has_the_time_is_let_in() -> None:
+    async def test() -> None:
+        class Slow(Held):
+            def run(self, inputs: Tensors) -> Tensors:
+                time.sleep(0.02)
+                return super().run(inputs)
+
+        batcher = Batcher(Slow(held=False), settings(max_queue_size=100, max_in_flight=1))
+        batcher.expect_room(100, deadline=time.monotonic() + 0.001)  # nothing is known yet of how long a row takes
+        await ask(batcher, rows(1))
+        batcher.expect_room(1, deadline=time.monotonic() + 0.001)  # nobody waits
+        with batcher.admit(50, deadline=time.monotonic() + FAR_S):
+            with pytest.raises(QueueFull, match=r"expected an answer within 0\.[45] s, those who wait already take \d+\.\d s") as refused:
+                batcher.admit(1, deadline=time.monotonic() + 0.5)
+            assert refused.value.retry_after_s >= 50 * 0.02
+            with batcher.admit(1, deadline=time.monotonic() + FAR_S):
+                assert batcher.rows_waiting == 51
+        await batcher.close()
+
+    run(test)
+
+
 def test_a_request_whose_deadline_passes_in_the_queue_hears_at_once_and_is_never_computed() -> None:
     async def test() -> None:
         session = Held()

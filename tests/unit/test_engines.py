@@ -93,12 +93,12 @@ def test_a_full_queue_refuses_all_or_none_and_says_when_to_come_back(kind: str, 
             with pytest.raises(QueueFull, match=r"room for 2 of 4 rows, 3 wait|room for 1 of 4 rows, 4 wait") as refused:
                 engine.admit(2, deadline=deadline)
             assert refused.value.retry_after_s > 0
-            engine.expect_room()
+            engine.expect_room(deadline=deadline)
             (last,) = engine.admit(1, deadline=deadline)  # none of the two was kept
             with pytest.raises(QueueFull):
                 engine.admit(1, deadline=deadline)
             with pytest.raises(QueueFull):
-                engine.expect_room()
+                engine.expect_room(deadline=deadline)
             with pytest.raises(PayloadTooLarge, match="at most 4"):
                 engine.admit(5, deadline=deadline)
             for place in (*places, last):
