@@ -68,7 +68,7 @@ def link_to_the_same_bytes(home: Path, files: Path) -> None:
 MINE = {"ORTSERVE_PROFILE": "FILES/mine.yaml"}
 COLOURS = {"ORTSERVE_MODEL": "colours"}
 CASES = {
-    "unknown profile": Case({"ORTSERVE_PROFILE": "fastest"}, "expected one of default, edge, latency, light, multi-model, tensorrt, throughput"),
+    "unknown profile": Case({"ORTSERVE_PROFILE": "fastest"}, "expected one of default, edge, latency, light, multi-model, tensorrt"),
     "missing profile file": Case({"ORTSERVE_PROFILE": "FILES/none.yaml"}, "none.yaml' not found"),
     "relative profile file": Case({"ORTSERVE_PROFILE": "./none.yaml"}, "the service's folder: give its absolute path"),
     "misspelled key": Case(MINE, "did you mean 'workers'?", profile_file(execution("CPUExecutionProvider") + "wokers: 2\n")),
