@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import orjson
@@ -83,12 +82,7 @@ def error_shape(path: str) -> ErrorShape:
 
 def status_of(error: Exception) -> int:
     """The HTTP status of an error; 500 for one that is not ours."""
-    return _status(type(error))
-
-
-@cache
-def _status(kind: type[Exception]) -> int:
-    return next((STATUS[base] for base in kind.__mro__ if base in STATUS), 500)
+    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
 
 
 def error_reply(error: Exception, shape: ErrorShape = error_body) -> Reply:
