@@ -25,7 +25,7 @@ RULES = tuple(
         (JSON, r"\((json|orjson|msgspec)\b"),
         (METRICS, r"\((prometheus_client/|ortserve/\w*(metrics|multiprocess)\w*\.py)"),
         (LOGS, r"\((logging/|ortserve/logs\.py)"),
-        (THREADS, r"\((concurrent/futures/|threading\.py|queue\.py|ortserve/slots\.py|asyncio/(futures|locks|queues)\.py)"),
+        (THREADS, r"\((concurrent/futures/|threading\.py|queue\.py|ortserve/(slots|threads)\.py|asyncio/(futures|locks|queues)\.py)"),
         (HTTP, r"\((uvicorn/|httptools|uvloop|asyncio/|h11/|anyio/)"),
         (ROUTES, r"\((ortserve/|service\.py|fastapi/|starlette/|tuned\.py|shared\.py|python_multipart|_bentoml)"),
     )

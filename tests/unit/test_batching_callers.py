@@ -14,6 +14,14 @@ from ortserve.session import Tensors
 from tests.held_session import FAR_S, Held, Notes, ask, asking, rows, run, settings, turns
 
 
+class Slow(Held):
+    """Takes 20 ms for each batch."""
+
+    def run(self, inputs: Tensors) -> Tensors:
+        time.sleep(0.02)
+        return super().run(inputs)
+
+
 def test_the_queue_is_bounded_from_admission_on_and_says_when_to_come_back() -> None:
     async def test() -> None:
         batcher = Batcher(Held(held=False), settings(max_queue_size=4))
@@ -37,11 +45,6 @@ def test_the_queue_is_bounded_from_admission_on_and_says_when_to_come_back() -> 
 
 def test_retry_after_is_the_queue_over_recent_throughput() -> None:
     async def test() -> None:
-        class Slow(Held):
-            def run(self, inputs: Tensors) -> Tensors:
-                time.sleep(0.02)
-                return super().run(inputs)
-
         notes = Notes()
         batcher = Batcher(Slow(held=False), settings(max_queue_size=8), observer=notes)
         await ask(batcher, rows(1))
@@ -55,11 +58,6 @@ def test_retry_after_is_the_queue_over_recent_throughput() -> None:
 
 def test_who_could_not_be_answered_in_time_is_refused_at_once_and_whoever_has_the_time_is_let_in() -> None:
     async def test() -> None:
-        class Slow(Held):
-            def run(self, inputs: Tensors) -> Tensors:
-                time.sleep(0.02)
-                return super().run(inputs)
-
         batcher = Batcher(Slow(held=False), settings(max_queue_size=100, max_in_flight=1))
         batcher.expect_room(100, deadline=time.monotonic() + 0.001)  # nothing is known yet of how long a row takes
         await ask(batcher, rows(1))
