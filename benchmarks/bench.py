@@ -30,7 +30,7 @@ BEST_PEERS = 2  # beside ours under open loop
 
 def main(
     which: Annotated[Which, typer.Argument()] = "bench",
-    minutes: Annotated[float, typer.Option(help="How long `bench` may take once everything is installed and built.")] = 45.0,
+    minutes: Annotated[float, typer.Option(help="How long `bench` may take once everything is installed and built.")] = 50.0,
     rounds: int = 3,
     seconds: Annotated[float, typer.Option(help="Of a window, of `full` and `smallest`.")] = 8.0,
     system: Annotated[list[str] | None, typer.Option(help="Only these systems.")] = None,
@@ -76,9 +76,9 @@ def _run(plan: Plan, *, fresh: bool) -> tuple[dict[str, Any], State]:
         _run_all(plan, plan.closed_sessions() + plan.memory_sessions(), state, "closed loops"),
         _run_all(plan, plan.open_sessions(best_peers(plan, Figures(state.points))), state, "open loops"),
     ]
-    cases = ", ".join(f"{case} {measure.model_of(case).sha256[:8]}" for case in plan.cases)
+    models = ", ".join(dict.fromkeys(f"{model.name} {model.sha256[:8]}" for model in map(measure.model_of, plan.cases)))
     result = {
-        **heading(f"{cases} (random weights)", plan.rounds, round(plan.seconds, 1), max(busy)),
+        **heading(f"{models} (random weights)", plan.rounds, round(plan.seconds, 1), max(busy)),
         "points": [_short(point) for point in state.points],
     }
     return result, state

@@ -17,6 +17,7 @@ from benchmarks.systems import BY_NAME, SYSTEMS, System
 from ortserve import profile
 
 Case = Literal["resnet50", "near_empty", "tensor", "classify_batch", "digits"]
+ALL: tuple[Case, ...] = ("resnet50", "near_empty", "tensor", "classify_batch")  # `digits` is for starts
 CLOSED = (1, 8, 32, 64)
 OPEN = (50, 80, 95, 120, 400)  # per cent of what the same session answered at 32 callers
 CONNECTIONS = 512  # the most an open loop opens: as many as a busy proxy in front keeps
@@ -51,6 +52,8 @@ COUNTED: dict[tuple[Case, str], tuple[int, ...]] = {
     ("near_empty", "light"): (8, 32, 64),
     ("near_empty", "pytorch"): (),
 }
+# Cases that no target compares, at these callers, in windows of so many seconds: shown by `make bench` for the best set-ups, in one round.
+BESIDE: dict[Case, tuple[tuple[int, ...], float]] = {"tensor": ((1, 8, 32), 3.0), "classify_batch": ((1, 8), 8.0)}
 COUNTED_PEERS: dict[Case, tuple[int, ...]] = {"resnet50": (8, 32), "near_empty": (8, 32, 64)}
 
 
@@ -115,19 +118,21 @@ class Plan:
             return min(max(OVERLOAD_ANSWERS / capacity, shortest), longest)
         if self.even:
             return self.window_s(session.case)
+        if session.case in BESIDE:
+            return BESIDE[session.case][1]
         whole = load == Load(32) if session.part == "open" else load.callers in counted(BY_NAME[session.system], session.case)
         return self.window_s(session.case, 1.0 if whole else SHORT_SHARE)
 
     def closed_sessions(self) -> list[Session]:
         """Every system under closed loops, round by round, after what needs no server."""
-        loads = tuple(Load(callers) for callers in self.closed)
         sessions: list[Session] = []
         for turn in range(self.rounds):
             for case in self.cases:
+                loads = tuple(Load(callers) for callers in (self.closed if self.even or case not in BESIDE else BESIDE[case][0]))
                 if case in ("resnet50", "near_empty"):
                     sessions.append(Session(turn, case, "bare", "bare"))
                 for system in self.systems:
-                    if takes(system, case) and (self.even or turn == 0 or counted(system, case)):
+                    if takes(system, case) and (self.even or (turn == 0 and shown(system, case)) or counted(system, case)):
                         sessions.append(Session(turn, case, system.name, "closed", loads))
         return sessions
 
@@ -141,6 +146,7 @@ class Plan:
             Session(turn, case, name, "open", loads)
             for turn in range(self.open_rounds)
             for case in self.cases
+            if self.even or case not in BESIDE
             for name in self._under_open_loop(case, best)
             if self.even or turn == 0 or BY_NAME[name].kind == "ours"  # no target compares with what a peer does past its capacity
         ]
@@ -209,6 +215,11 @@ def takes(system: System, case: Case) -> bool:
     return case in system.nets
 
 
+def shown(system: System, case: Case) -> bool:
+    """Whether `make bench` has room for the system in the case: of several set-ups of the same, only the best takes tensors."""
+    return case != "tensor" or not system.lesser
+
+
 def counted(system: System, case: Case) -> tuple[int, ...]:
     """Callers at which a target compares what the system does in the case."""
     if system.lesser:
@@ -242,7 +253,7 @@ def precisions(case: Case) -> tuple[str, ...]:
 
 def complete(*, minutes: float, rounds: int, systems: Sequence[str] = ()) -> Plan:
     """`make bench`."""
-    plan = Plan("bench", rounds, min(2, rounds), ("resnet50", "near_empty"), systems=_chosen(systems), even=False)
+    plan = Plan("bench", rounds, min(2, rounds), ALL, systems=_chosen(systems), even=False)
     return plan.fitted(minutes)
 
 
@@ -252,7 +263,7 @@ def whole_grid(*, seconds: float, rounds: int, systems: Sequence[str] = ()) -> P
         "full",
         rounds,
         rounds,
-        ("resnet50", "near_empty", "tensor", "classify_batch"),
+        ALL,
         systems=_chosen(systems),
         closed=(*CLOSED, 256),
         highest=None,

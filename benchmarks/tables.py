@@ -53,25 +53,27 @@ def shortest(result: dict[str, Any], figures: Figures) -> str:
 
 
 def short(result: dict[str, Any], figures: Figures) -> str:
-    """Requests per second at 1, 8, 32 and 64 callers, of the two cases."""
+    """Requests per second at 1, 8, 32 and 64 callers, or as many of these as the case was measured at."""
     lines = [f"{headline(result)}. Requests per second:"]
-    for case in ("resnet50", "near_empty"):
-        if not _loads(figures, case):
+    for case in CASES:
+        callers = [callers for callers in (1, 8, 32, 64) if ("closed", f"closed {callers}") in _loads(figures, case)]
+        if not callers:
             continue
-        lines += ["", f"| {CASES[case]} | 1 caller | 8 | 32 | 64 | p99 ms at 32 | CPU ms/request at 32 |", "|---|---|---|---|---|---|---|"]
+        at = max(number for number in callers if number <= 32)
+        heads = [CASES[case], "1 caller", *map(str, callers[1:]), f"p99 ms at {at}", f"CPU ms/request at {at}"]
+        lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         bare = list(figures.bare(case).values())
         if bare:
-            lines.append(
-                f"| best bare `session.run`, nothing decoded | | {summary(bare)['median']:.{1 if case == 'resnet50' else 0}f} | | | | |"
-            )
+            rate = f"{summary(bare)['median']:.{1 if case == 'resnet50' else 0}f}"
+            lines.append(f"| best bare `session.run`, nothing decoded | | {rate} |{' |' * (len(heads) - 3)}")
         for system in SYSTEMS:
-            rates = [figures.of(case, system.name, f"closed {callers}", "requests_per_s") for callers in (1, 8, 32, 64)]
+            rates = [figures.of(case, system.name, f"closed {number}", "requests_per_s") for number in callers]
             if not any(rates):
                 if reason := figures.reason(case, system.name):
-                    lines.append(f"| {system.shown} | {_cell(reason)} | | | | | |")
+                    lines.append(f"| {system.shown} | {_cell(reason)} |{' |' * (len(heads) - 2)}")
                 continue
-            p99 = figures.of(case, system.name, "closed 32", "p99_ms")
-            cpu = figures.of(case, system.name, "closed 32", "server_cpu_s_per_request")
+            p99 = figures.of(case, system.name, f"closed {at}", "p99_ms")
+            cpu = figures.of(case, system.name, f"closed {at}", "server_cpu_s_per_request")
             cells = [*(_median(rate) for rate in rates), _median(p99), _median(cpu, 1000)]
             lines.append(f"| {system.shown} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

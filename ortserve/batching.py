@@ -143,8 +143,10 @@ class Batcher:
         self._count(waiting=rows)
         return ticket
 
-    def expect_room(self, rows: int, *, deadline: float) -> None:
+    def expect_room(self, rows: int, *, deadline: float, ahead: int = 0) -> None:
         """Nothing, where `rows` rows could be admitted now and those before them leave time for an answer before `deadline`.
+
+        `ahead`: rows that are not admitted yet and have their places before these.
 
         Raises QueueFull, with the time the queue needs to drain; ShuttingDown; PayloadTooLarge where `rows` can never fit.
         """
@@ -155,8 +157,8 @@ class Batcher:
             raise RequestError(f"expected 1 row or more in a request, got {rows}: send at least one")
         if rows > limit:
             raise PayloadTooLarge(f"expected at most {limit} rows in one request, got {rows}: send fewer at a time")
-        if self._rows_waiting + rows > limit:
-            raise refusals.queue_full(rows, limit, self._rows_waiting, self.drain_s)
+        if self._rows_waiting + ahead + rows > limit:
+            raise refusals.queue_full(rows, limit, self._rows_waiting + ahead, self.drain_s)
         if self._rows_waiting and self._row_s is not None:
             refusals.expect_time(deadline, self.drain_s)
 

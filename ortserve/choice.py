@@ -28,10 +28,22 @@ class Choice:
         self.path = first.endpoint.path
         self.takes: Files | Json = first.endpoint.takes
 
+        self._only = first.served if len(self._offers) == 1 else None
+
+    def let_in(self) -> None:
+        """As `ServedModel.let_in`, where it is known already which model is asked."""
+        if self._only is not None:
+            self._only.let_in()
+
+    def came(self) -> None:
+        """As `ServedModel.came`."""
+        if self._only is not None:
+            self._only.came()
+
     def expect_room(self) -> None:
-        """Nothing, where a row could be admitted now, or it is not known yet which model is asked. Raises as `Engine.expect_room`."""
-        if len(self._offers) == 1:
-            next(iter(self._offers.values())).served.expect_room()
+        """As `ServedModel.expect_room`, where it is known already which model is asked."""
+        if self._only is not None:
+            self._only.expect_room()
 
     def of(self, wanted: str | None) -> Offer:
         """The model that NAME or NAME:VERSION means, or the only one. Raises InvalidParameter, naming those there are."""

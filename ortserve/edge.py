@@ -62,13 +62,13 @@ Handler = Callable[[Request], Awaitable[Reply]]
 class Route:
     """One path. A segment of `template` may be a `{name}`; it is the metrics' label. GET routes answer HEAD too.
 
-    `expect_room` raises a ServingError where the handler would refuse whatever the request's body says.
+    `let_in`, of what stood in place of each {name}, raises a ServingError where the handler would refuse whatever the request's body says.
     """
 
     method: str
     template: str
     handler: Handler
-    expect_room: Callable[[], None] | None = None
+    let_in: Callable[[Mapping[str, str]], None] | None = None
 
 
 class Edge:
@@ -128,13 +128,13 @@ class Edge:
 
         For whoever owns the connection: refusing takes a seventh of the time there, which is the time of those who were let in.
         """
-        methods, _ = self._paths.find(path)
+        methods, path_values = self._paths.find(path)
         route = None if methods is None else methods.get(method)
-        if route is None or route.expect_room is None or self._tracer is not None:  # a span belongs to a whole request
+        if route is None or route.let_in is None or self._tracer is not None:  # a span belongs to a whole request
             return None
         started = time.perf_counter()
         try:
-            route.expect_room()
+            route.let_in(path_values)
             return None
         except errors.ServingError as error:
             refusal = error

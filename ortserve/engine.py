@@ -56,8 +56,8 @@ class Engine(Protocol):
         """One place for so many rows, whose inputs come as whole tensors. Raises as `admit`."""
         ...
 
-    def expect_room(self, *, deadline: float) -> None:
-        """Nothing, where one row could be admitted now and answered before `deadline`, as far as is known here.
+    def expect_room(self, *, deadline: float, ahead: int = 0) -> None:
+        """Nothing, where one row could be admitted now, behind `ahead` others, and answered before `deadline`, as far as is known here.
 
         Raises QueueFull, ShuttingDown, RunnerUnavailable.
         """

@@ -213,9 +213,9 @@ class LocalEngine:
             raise refusals.too_many(rows, limit)
         return self._batcher.admit(rows, deadline=deadline)
 
-    def expect_room(self, *, deadline: float) -> None:
+    def expect_room(self, *, deadline: float, ahead: int = 0) -> None:
         """As `Engine.expect_room`."""
-        self._batcher.expect_room(1, deadline=deadline)
+        self._batcher.expect_room(1, deadline=deadline, ahead=ahead)
 
     def stay(self) -> None:
         """Nothing: it is here."""

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from ortserve import resample
+from ortserve.arrivals import Arrivals
 from ortserve.cpus import available_cpus
 from ortserve.engine import Engine, Place
 from ortserve.errors import QueueFull, RequestError, ServingError
@@ -82,14 +83,27 @@ class ServedModel:
         self.task = task
         self.engine = engine
         self._observer = observer
+        self._arrivals = Arrivals()
         self._timeout_s = profile.limits.request_timeout_ms / 1000
-        wanted = profile.images.decode_threads
-        self._decoders = Threads(available_cpus() if wanted == "auto" else wanted, "decode")
+        self._decoders = _decoders(profile.images.decode_threads)
 
     @property
     def name(self) -> str:
         """The package's name."""
         return self.manifest.name
+
+    def let_in(self) -> None:
+        """Nothing, where one payload will have a place once its body is here: what is refused anyway need not be read. Raises as `predict`.
+
+        `came` is to follow.
+        """
+        with self._counting_refusals():
+            self.engine.expect_room(deadline=time.monotonic() + self._timeout_s, ahead=len(self._arrivals))
+        self._arrivals.expect()
+
+    def came(self) -> None:
+        """The body of one that was let in is here, or its sender left."""
+        self._arrivals.came()
 
     def expect_room(self) -> None:
         """Nothing, where one payload could have a place now: what is refused anyway need not be taken apart. Raises as `predict`."""
@@ -198,6 +212,14 @@ class ServedModel:
             **({"resize": resample.way().name} if self.manifest.preprocessing else {}),
             "manifest": self.manifest.model_dump(mode="json"),
         }
+
+
+def _decoders(wanted: int | Literal["auto"]) -> Threads:
+    """As many threads as wanted; auto: a CPU is the event loop's, unless the pictures are large."""
+    if wanted != "auto":
+        return Threads(wanted, "decode")
+    count = max(1, available_cpus() - 1)
+    return Threads(count, "decode", on_call=available_cpus() - count)
 
 
 class _CountRefusals:

@@ -94,11 +94,11 @@ class RemoteEngine:
             return []
         return self._link_with_room(rows).reserve(rows, deadline)
 
-    def expect_room(self, *, deadline: float) -> None:  # noqa: ARG002  whether there is time, the runner says
+    def expect_room(self, *, deadline: float, ahead: int = 0) -> None:  # noqa: ARG002  whether there is time, the runner says
         """As `Engine.expect_room`."""
-        self._link_with_room(1)
+        self._link_with_room(1, ahead)
 
-    def _link_with_room(self, rows: int) -> Link:
+    def _link_with_room(self, rows: int, ahead: int = 0) -> Link:
         limit = self._batching.max_queue_size
         if self._closing:
             raise refusals.stopping()
@@ -106,7 +106,7 @@ class RemoteEngine:
             raise refusals.too_many(rows, most)
         if (link := self._link) is None or link.lost:
             raise refusals.no_runner()
-        if (waiting := link.waiting()) + rows > limit:
+        if (waiting := link.waiting() + ahead) + rows > limit:
             raise refusals.queue_full(rows, limit, waiting, link.drain_s)
         return link
 

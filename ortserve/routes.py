@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from ortserve import body, requests
@@ -38,7 +38,7 @@ def build(
     for path in choices:
         metrics.expect(path)
     return [
-        *(Route("POST", path, _predict(choice, profile.limits, budget), choice.expect_room) for path, choice in choices.items()),
+        *(Route("POST", path, _predict(choice, profile.limits, budget), _let_in(choice)) for path, choice in choices.items()),
         Route("GET", "/", page(", ".join(models))),
         Route("GET", "/models", _list_models(models, profile)),
         Route("GET", "/models/{name}", _show_model(models, profile)),
@@ -65,11 +65,14 @@ def _predict(choice: Choice, limits: Limits, budget: body.BufferBudget) -> Handl
         limit_bytes = limits.max_request_bytes if takes.many else limits.max_image_bytes + MULTIPART_OVERHEAD_BYTES
 
     async def handler(request: Request) -> Reply:
-        kind, options = body.media_type(request.headers)
-        requests.accept(kind, takes)
-        data = await body.read(
-            request.receive, request.headers, limit_bytes=limit_bytes, timeout_s=limits.body_timeout_ms / 1000, budget=budget
-        )
+        try:
+            kind, options = body.media_type(request.headers)
+            requests.accept(kind, takes)
+            data = await body.read(
+                request.receive, request.headers, limit_bytes=limit_bytes, timeout_s=limits.body_timeout_ms / 1000, budget=budget
+            )
+        finally:
+            choice.came()
         try:
             choice.expect_room()
             asked = requests.parse(data, kind, options, request.query(), takes, limits)
@@ -84,6 +87,13 @@ def _predict(choice: Choice, limits: Limits, budget: body.BufferBudget) -> Handl
             budget.give_back(len(data))
 
     return handler
+
+
+def _let_in(choice: Choice) -> Callable[[Mapping[str, str]], None]:
+    def let_in(_: Mapping[str, str]) -> None:
+        choice.let_in()
+
+    return let_in
 
 
 async def respond(choice: Choice, asked: Asked) -> tuple[Any, Sequence[Answer | RequestError | ServingError]]:

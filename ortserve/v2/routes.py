@@ -48,7 +48,7 @@ def build(
         Route("GET", "/v2/health/ready", service.ready),
         Route("GET", "/v2/models/stats", service.statistics),
         *(Route(method, model + rest, service.of_model(handler)) for model in MODEL for method, rest, handler in of_one),
-        *(Route("POST", f"{model}/infer", service.of_model(_infer)) for model in MODEL),
+        *(Route("POST", f"{model}/infer", service.of_model(_infer), service.let_in) for model in MODEL),
         Route("POST", "/v2/repository/index", service.index),
         *(Route("POST", f"/v2/repository/models/{{name}}/{what}", _not_offered) for what in ("load", "unload")),
     ]
@@ -86,6 +86,11 @@ class _Service:
             return await handler(self, served, request)
 
         return found
+
+    def let_in(self, path_values: Mapping[str, str]) -> None:
+        """As `ServedModel.let_in`, of the model that the path names, where there is one."""
+        if (served := self.models.get(path_values["name"])) is not None:
+            served.let_in()
 
     async def read(self, request: Request, limit_bytes: int) -> bytes:
         """The body, counted in the budget until it is given back."""
@@ -165,11 +170,14 @@ async def _model_stats(service: _Service, served: ServedModel, _: Request) -> Re
 
 
 async def _infer(service: _Service, served: ServedModel, request: Request) -> Reply:
-    json_bytes = _json_bytes(request.headers, service.limits)
-    if request.headers.get(b"content-encoding", b"identity") not in (b"identity", b""):
-        raise UnsupportedMediaType("expected a body without Content-Encoding, got a compressed one: send it as it is")
-    limits = service.limits
-    data = await (_read_json(service, request) if json_bytes is None else service.read(request, limits.max_request_bytes))
+    try:
+        json_bytes = _json_bytes(request.headers, service.limits)
+        if request.headers.get(b"content-encoding", b"identity") not in (b"identity", b""):
+            raise UnsupportedMediaType("expected a body without Content-Encoding, got a compressed one: send it as it is")
+        limits = service.limits
+        data = await (_read_json(service, request) if json_bytes is None else service.read(request, limits.max_request_bytes))
+    finally:
+        served.came()
     try:
         checked, decode_s = await _read(served, data, json_bytes)
         response = await body.unless_gone(request.receive, inference.infer(served, checked))

@@ -95,13 +95,14 @@ def test_a_caller_that_leaves_costs_no_compute(tight: Server) -> None:
     gone = value(tight, "bentoml_service_request_total", http_response_code="499")
     with ThreadPoolExecutor(1) as pool:
         others = pool.submit(httpx.post, f"{tight.base_url}/classify_batch", files=many(["red", "green", "blue", "red"]), timeout=120)
-        until(lambda: value(tight, "ortserve_queue_size_rows") == 2)  # two of the four run, two wait
+        until(lambda: value(tight, "ortserve_queue_size_rows") in (2, 3))  # the first batch runs, with those that were decoded by then
+        waiting = value(tight, "ortserve_queue_size_rows")
         body = picture("blue")
         with socket.create_connection(("127.0.0.1", tight.port)) as leaver:
             leaver.sendall(
                 f"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
             )
-            until(lambda: value(tight, "ortserve_queue_size_rows") >= 3 or others.done())
+            until(lambda: value(tight, "ortserve_queue_size_rows") > waiting or others.done())
         assert not others.done(), "this machine is too slow or too fast for the test: the batch before the leaver was done"
         until(lambda: value(tight, "bentoml_service_request_total", http_response_code="499") == gone + 1)
         assert others.result().status_code == 200

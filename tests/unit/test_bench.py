@@ -197,7 +197,7 @@ def test_memory_takes_each_server_without_a_model_off() -> None:
 # --- plans ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("plan", [complete(minutes=45, rounds=3), whole_grid(seconds=8, rounds=3), quick(rounds=5, seconds=6)])
+@pytest.mark.parametrize("plan", [complete(minutes=50, rounds=3), whole_grid(seconds=8, rounds=3), quick(rounds=5, seconds=6)])
 def test_every_session_of_a_plan_is_one_and_has_its_loads(plan: Plan) -> None:
     best = dict.fromkeys(plan.cases, ("mosec", "litserve"))
     sessions = plan.sessions(best)
@@ -214,7 +214,7 @@ def test_a_bench_fits_in_its_minutes_and_uses_them() -> None:
 
 
 def test_time_goes_where_targets_compare() -> None:
-    plan = complete(minutes=45, rounds=3)
+    plan = complete(minutes=50, rounds=3)
     turns: dict[tuple[str, str], int] = {}
     for session in plan.closed_sessions():
         if session.part == "closed":
@@ -230,7 +230,7 @@ def test_time_goes_where_targets_compare() -> None:
 
 
 def test_an_overload_is_measured_once_the_queue_is_full() -> None:
-    session, plan = Session(0, "resnet50", "default", "open"), complete(minutes=45, rounds=3)
+    session, plan = Session(0, "resnet50", "default", "open"), complete(minutes=50, rounds=3)
     assert plan.load_s(session, Load(512, 400), 25) == 10
     assert plan.load_s(session, Load(512, 400), 600) == 4
     assert plan.load_s(session, Load(512, 400), 50) == 5
@@ -254,7 +254,7 @@ def test_bare_runs_are_compared_once_and_the_best_two_measured_in_each_round(tmp
     monkeypatch.setattr(measure, "run_json", run_json)
     monkeypatch.setattr(measure, "model_of", lambda _: measure.Model("resnet50", Path("/store"), Path()))
     monkeypatch.setattr(measure.models, "pictures", lambda _: [Path("/p.jpg")])
-    plan, state = complete(minutes=45, rounds=3), State(tmp_path / "s.jsonl", SETTINGS)
+    plan, state = complete(minutes=50, rounds=3), State(tmp_path / "s.jsonl", SETTINGS)
     for turn in (0, 1):
         measure.run(Session(turn, "resnet50", "bare", "bare"), plan, state, lambda _: None)
     assert [words[0] for words in asked] == ["fp32", "fp32", "fp16", "fp16", "int8", "int8", "fp32", "int8"]
@@ -265,14 +265,14 @@ def test_bare_runs_are_compared_once_and_the_best_two_measured_in_each_round(tmp
 
 
 def test_systems_are_measured_in_turns() -> None:
-    plan = complete(minutes=45, rounds=3)
+    plan = complete(minutes=50, rounds=3)
     of_mosec = [index for index, session in enumerate(plan.closed_sessions()) if (session.system, session.case) == ("mosec", "resnet50")]
     assert len(of_mosec) == 3
     assert all(later - earlier > 10 for earlier, later in itertools.pairwise(of_mosec))
 
 
 def test_the_open_loop_is_for_ours_and_the_two_best_peers_of_the_case() -> None:
-    plan = complete(minutes=45, rounds=1)
+    plan = complete(minutes=50, rounds=1)
     names = ("mosec", "litserve", "pytriton")
     points = [
         closed(0, name, rate, "closed 32", case)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -467,11 +467,14 @@ def test_the_access_line_names_the_route_and_never_the_path(site: Site, caplog: 
 def test_who_finds_no_place_is_turned_away_counted_and_told_which_request_it_was(caplog: pytest.LogCaptureFixture) -> None:
     full = [True]
 
-    def expect_room() -> None:
+    asked: list[Mapping[str, str]] = []
+
+    def let_in(path_values: Mapping[str, str]) -> None:
+        asked.append(path_values)
         if full[0]:
             raise errors.QueueFull("expected room", retry_after_s=3.2)
 
-    site = Site(extra=[Route("POST", "/classify", take_body, expect_room)])
+    site = Site(extra=[Route("POST", "/classify", take_body, let_in), Route("POST", "/of/{name}", take_body, let_in)])
     caplog.set_level(logging.INFO)
     turned_away = site.edge.turned_away("POST", "/classify", {b"x-request-id": b"mine"})
     assert turned_away is not None
@@ -483,6 +486,8 @@ def test_who_finds_no_place_is_turned_away_counted_and_told_which_request_it_was
     assert site.in_progress() == 0
     assert site.edge.turned_away("GET", "/classify", {}) is None  # answered with 405, in the usual way
     assert site.edge.turned_away("POST", "/take", {}) is None
+    assert site.edge.turned_away("POST", "/of/digits", {}) is not None
+    assert asked[-1] == {"name": "digits"}
     full[0] = False
     assert site.edge.turned_away("POST", "/classify", {}) is None
 

@@ -94,6 +94,8 @@ def test_a_full_queue_refuses_all_or_none_and_says_when_to_come_back(kind: str, 
                 engine.admit(2, deadline=deadline)
             assert refused.value.retry_after_s > 0
             engine.expect_room(deadline=deadline)
+            with pytest.raises(QueueFull, match="room for 1 of 4 rows, 4 wait"):
+                engine.expect_room(deadline=deadline, ahead=1)  # whose place it is, though it is not here yet
             (last,) = engine.admit(1, deadline=deadline)  # none of the two was kept
             with pytest.raises(QueueFull):
                 engine.admit(1, deadline=deadline)

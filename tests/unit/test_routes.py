@@ -31,9 +31,11 @@ def test_a_full_queue_refuses_a_body_that_was_read_and_not_taken_apart(full: boo
         return messages.pop(0)
 
     endpoint = Endpoint("/classify", Files("image", "image/", dict), single("predictions"))
-    served: Any = SimpleNamespace(name="x", expect_room=expect_room)
+    came: list[str] = []
+    served: Any = SimpleNamespace(name="x", expect_room=expect_room, came=lambda: came.append("came"))
     handler = routes._predict(Choice([Offer(served, endpoint)]), Limits(), budget)
     with pytest.raises(expected):
         asyncio.run(handler(Request("POST", "/classify", MULTIPART, receive, b"")))
     assert not messages  # or its connection would have to close, and the caller might never see the answer
     assert budget.used == 0
+    assert came == ["came"]
