@@ -57,7 +57,7 @@ def run(session: Session, plan: Plan, state: State, told: Told) -> None:
 
 def _served(session: Session, plan: Plan, state: State, told: Told) -> None:
     system = BY_NAME[session.system]
-    asked = asked_of(session.case, system, with_expected=not session.empty and system.answers)
+    asked = asked_of(session.case, system, with_expected=session.part != "memory" and system.answers)
     have = state.of(session.key)
     told(f"{system.shown}: starting")
     with system.start(asked.model, empty=session.empty) as served:

@@ -281,7 +281,7 @@ def quick(*, rounds: int, seconds: float) -> Plan:
 
 
 def smallest(*, seconds: float, system: str) -> Plan:
-    """One system, one case, two loads: whether the bench itself works."""
+    """One system, one case, two loads, and the starts: whether the bench itself works."""
     return Plan(
         "smallest",
         1,
@@ -292,6 +292,7 @@ def smallest(*, seconds: float, system: str) -> Plan:
         open=(50,),
         highest=None,
         memory=False,
+        starts=1,
         patience_s=0,
         seconds=seconds,
     )

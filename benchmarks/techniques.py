@@ -20,6 +20,7 @@ from benchmarks.machine import heading, headline, summary, wait_until_idle
 from benchmarks.places import PEERS, RESULTS, WORK, console
 from benchmarks.plan import Case
 from benchmarks.systems import BY_NAME, served_here
+from ortserve.cpus import available_cpus
 from ortserve.profile import SHIPPED
 
 
@@ -50,7 +51,13 @@ TECHNIQUES = (
     Technique("uvloop", "uvloop alone, over asyncio", "near_empty", 32, env=HIDING | {"WITHOUT": "uvloop"}),
     Technique("no_access_log", "no line in a log for each request", "near_empty", 32, without={"logging": {"access_log": True}}),
     Technique("no_tracing", "no tracing, over a span for one request in ten", "near_empty", 32, without={"tracing": {"enabled": True}}),
-    Technique("decode_threads", "a decoding thread for each CPU, over one", "near_empty", 32, without={"images": {"decode_threads": 1}}),
+    Technique(
+        "decode_threads",
+        "a CPU that decoding leaves to the event loop, over a decoding thread for each",
+        "near_empty",
+        32,
+        without={"images": {"decode_threads": available_cpus()}},
+    ),
     Technique("batches", "batches, over one by one", "near_empty", 32, execution={"batching": {"max_batch_size": 1}}),
     Technique("batches_resnet50", "the same", "resnet50", 32, execution={"batching": {"max_batch_size": 1}}),
     Technique("in_flight", "two batches in flight, over one", "resnet50", 32, execution={"batching": {"max_in_flight": 1}}),
