@@ -118,7 +118,7 @@ class Plan:
             return min(max(OVERLOAD_ANSWERS / capacity, shortest), longest)
         if self.even:
             return self.window_s(session.case)
-        if session.case in BESIDE:
+        if self._beside(session.case):
             return BESIDE[session.case][1]
         whole = load == Load(32) if session.part == "open" else load.callers in counted(BY_NAME[session.system], session.case)
         return self.window_s(session.case, 1.0 if whole else SHORT_SHARE)
@@ -128,7 +128,7 @@ class Plan:
         sessions: list[Session] = []
         for turn in range(self.rounds):
             for case in self.cases:
-                loads = tuple(Load(callers) for callers in (self.closed if self.even or case not in BESIDE else BESIDE[case][0]))
+                loads = tuple(Load(callers) for callers in (BESIDE[case][0] if self._beside(case) else self.closed))
                 if case in ("resnet50", "near_empty"):
                     sessions.append(Session(turn, case, "bare", "bare"))
                 for system in self.systems:
@@ -146,7 +146,7 @@ class Plan:
             Session(turn, case, name, "open", loads)
             for turn in range(self.open_rounds)
             for case in self.cases
-            if self.even or case not in BESIDE
+            if not self._beside(case)
             for name in self._under_open_loop(case, best)
             if self.even or turn == 0 or BY_NAME[name].kind == "ours"  # no target compares with what a peer does past its capacity
         ]
@@ -198,6 +198,9 @@ class Plan:
         every = (24 if self.grid else 7) * len(precisions(session.case)) if session.round == 0 else 0
         whole = BARE_BEST * len([one for one in precisions(session.case) if session.round == 0 or one in COMPARED]) + BARE_DECODING
         return every * (compared + BARE_OPEN_S) + whole * (window + BARE_OPEN_S)
+
+    def _beside(self, case: Case) -> bool:
+        return not self.even and case in BESIDE
 
     def _under_open_loop(self, case: Case, best: dict[Case, Sequence[str]]) -> Sequence[str]:
         if self.all_open:

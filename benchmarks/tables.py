@@ -56,7 +56,8 @@ def short(result: dict[str, Any], figures: Figures) -> str:
     """Requests per second at 1, 8, 32 and 64 callers, or as many of these as the case was measured at."""
     lines = [f"{headline(result)}. Requests per second:"]
     for case in CASES:
-        callers = [callers for callers in (1, 8, 32, 64) if ("closed", f"closed {callers}") in _loads(figures, case)]
+        measured = _loads(figures, case)
+        callers = [number for number in (1, 8, 32, 64) if ("closed", f"closed {number}") in measured]
         if not callers:
             continue
         at = max(number for number in callers if number <= 32)

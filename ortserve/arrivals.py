@@ -11,8 +11,8 @@ SOON_S = 0.1  # a body that comes at once is here by then, also in an event loop
 class Arrivals:
     """Those let in at their heads whose bodies are not here yet: each will want a place, so that what looks free is not.
 
-    Without them every head that comes before a free place is taken would pass: past capacity a third of the refused were only refused
-    once their bodies were read. In the event loop's thread alone.
+    Without them every head that comes before a free place is taken would pass, and past capacity many be refused only once their bodies
+    were read. In the event loop's thread alone.
     """
 
     def __init__(self) -> None:

@@ -27,7 +27,6 @@ class Choice:
         first = next(iter(self._offers.values()))
         self.path = first.endpoint.path
         self.takes: Files | Json = first.endpoint.takes
-
         self._only = first.served if len(self._offers) == 1 else None
 
     def let_in(self) -> None:

@@ -97,18 +97,20 @@ class ServedModel:
 
         `came` is to follow.
         """
-        with self._counting_refusals():
-            self.engine.expect_room(deadline=time.monotonic() + self._timeout_s, ahead=len(self._arrivals))
+        self.expect_room(ahead=len(self._arrivals))
         self._arrivals.expect()
 
     def came(self) -> None:
         """The body of one that was let in is here, or its sender left."""
         self._arrivals.came()
 
-    def expect_room(self) -> None:
-        """Nothing, where one payload could have a place now: what is refused anyway need not be taken apart. Raises as `predict`."""
+    def expect_room(self, *, ahead: int = 0) -> None:
+        """Nothing, where one payload could have a place now, behind `ahead` others: what is refused anyway need not be taken apart.
+
+        Raises as `predict`.
+        """
         with self._counting_refusals():
-            self.engine.expect_room(deadline=time.monotonic() + self._timeout_s)
+            self.engine.expect_room(deadline=time.monotonic() + self._timeout_s, ahead=ahead)
 
     async def predict(self, payloads: Sequence[Any], parameters: Any) -> list[Answer | Refusal]:
         """An answer or an error for each payload, in order; a RequestError among the payloads is its own answer.
@@ -218,8 +220,9 @@ def _decoders(wanted: int | Literal["auto"]) -> Threads:
     """As many threads as wanted; auto: a CPU is the event loop's, unless the pictures are large."""
     if wanted != "auto":
         return Threads(wanted, "decode")
-    count = max(1, available_cpus() - 1)
-    return Threads(count, "decode", on_call=available_cpus() - count)
+    cpus = available_cpus()
+    count = max(1, cpus - 1)
+    return Threads(count, "decode", on_call=cpus - count)
 
 
 class _CountRefusals:

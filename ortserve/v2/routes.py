@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -77,20 +78,23 @@ class _Service:
         """A handler of the model and version that the path names."""
 
         async def found(request: Request) -> Reply:
-            name, version = request.path_values["name"], request.path_values.get("version")
-            served = self.models.get(name)
-            if served is None:
-                raise NotFound(f"no such model: this service has {', '.join(self.models)}")
-            if version not in (None, served.version):
-                raise NotFound(f"no such version of {name}: this service has {served.version}")
-            return await handler(self, served, request)
+            return await handler(self, self._named(request.path_values), request)
 
         return found
 
     def let_in(self, path_values: Mapping[str, str]) -> None:
-        """As `ServedModel.let_in`, of the model that the path names, where there is one."""
-        if (served := self.models.get(path_values["name"])) is not None:
-            served.let_in()
+        """As `ServedModel.let_in`, of the model and version that the path names; where there is none, that is the answer."""
+        with suppress(NotFound):
+            self._named(path_values).let_in()
+
+    def _named(self, path_values: Mapping[str, str]) -> ServedModel:
+        name, version = path_values["name"], path_values.get("version")
+        served = self.models.get(name)
+        if served is None:
+            raise NotFound(f"no such model: this service has {', '.join(self.models)}")
+        if version not in (None, served.version):
+            raise NotFound(f"no such version of {name}: this service has {served.version}")
+        return served
 
     async def read(self, request: Request, limit_bytes: int) -> bytes:
         """The body, counted in the budget until it is given back."""

@@ -14,6 +14,7 @@ from ortserve.edge import Request
 from ortserve.errors import QueueFull, RequestError
 from ortserve.profile import Limits
 from ortserve.tasks.endpoint import Endpoint, Files, single
+from ortserve.v2 import routes as v2_routes
 
 MULTIPART = {b"content-type": b"multipart/form-data; boundary=x"}
 
@@ -39,3 +40,15 @@ def test_a_full_queue_refuses_a_body_that_was_read_and_not_taken_apart(full: boo
     assert not messages  # or its connection would have to close, and the caller might never see the answer
     assert budget.used == 0
     assert came == ["came"]
+
+
+def test_tensors_are_let_in_at_their_heads_for_the_model_and_version_that_is_served() -> None:
+    let_in: list[str] = []
+    served: Any = SimpleNamespace(name="x", version="1", let_in=lambda: let_in.append("x"))
+    nothing: Any = None
+    service = v2_routes._Service({"x": served}, Limits(), nothing, nothing, nothing, nothing)
+    service.let_in({"name": "x"})
+    service.let_in({"name": "x", "version": "1"})
+    service.let_in({"name": "x", "version": "2"})  # answered with 404: it takes nobody's place meanwhile
+    service.let_in({"name": "y"})
+    assert let_in == ["x", "x"]

@@ -63,7 +63,9 @@ def test_what_was_given_up_before_its_turn_is_not_called() -> None:
     run(test)
 
 
-def test_a_thread_on_call_comes_while_the_others_take_long_and_leaves_when_they_no_longer_do() -> None:
+def test_a_thread_on_call_comes_while_the_others_take_long_and_leaves_when_they_no_longer_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "LONG_S", 0.05)  # longer than a busy machine keeps a short job waiting
+
     async def test() -> None:
         working, held = Threads(1, "work", on_call=1), threading.Event()
         first = working.run(name, held)
@@ -75,13 +77,17 @@ def test_a_thread_on_call_comes_while_the_others_take_long_and_leaves_when_they_
         held.set()
         assert await first == "work-0"
         assert set(await asyncio.gather(*waiting)) <= {"work-0", "work-1"}
+        while working._looking is not None:
+            await asyncio.sleep(threads.LONG_S)
         assert {await working.run(name) for _ in range(50)} == {"work-0"}
         working.close()
 
     run(test)
 
 
-def test_short_jobs_do_not_call_anybody() -> None:
+def test_short_jobs_do_not_call_anybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "LONG_S", 0.2)  # as above
+
     async def test() -> None:
         working = Threads(1, "work", on_call=1)
         for _ in range(20):
