@@ -15,7 +15,6 @@ import typer
 import yaml
 
 from benchmarks import graphs, measure
-from benchmarks.figures import ratios
 from benchmarks.machine import heading, headline, summary, wait_until_idle
 from benchmarks.places import PEERS, RESULTS, WORK, console
 from benchmarks.plan import Case
@@ -36,11 +35,6 @@ class Technique:
     execution: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     profile: str = "default"
-
-    @property
-    def base(self) -> tuple[str, Case, int]:
-        """What it is compared with: the same with nothing changed."""
-        return self.profile, self.case, self.callers
 
 
 HIDING = {"PYTHONPATH": str(PEERS / "without")}
@@ -71,30 +65,26 @@ TECHNIQUES = (
 SHOWN_CASES = {"near_empty": "near-empty model", "resnet50": "`resnet50`"}
 
 
-def main(rounds: int = 3, seconds: float = 4.0) -> None:
+def main(rounds: int = 2, seconds: float = 4.0) -> None:
     """Measure and write. SECONDS is the time of each measurement."""
     for technique in TECHNIQUES:
         measure.asked_of(technique.case, BY_NAME["default"])
     idle = wait_until_idle()
-    bases: dict[tuple[str, Case, int], dict[int, float]] = {}
-    rates: dict[str, dict[int, float]] = {}
+    gains: dict[str, list[float]] = {one.name: [] for one in TECHNIQUES}
     graph: dict[str, dict[int, float]] = {}
     for turn in range(rounds):
-        for base in sorted({technique.base for technique in TECHNIQUES}):
-            profile, case, callers = base
-            console.print(f"round {turn + 1} of {rounds}: {profile} profile, {case}, {callers} callers, as it is")
-            bases.setdefault(base, {})[turn] = _rate(case, callers, seconds, {"ORTSERVE_PROFILE": profile})
-        for technique in TECHNIQUES:
-            console.print(f"round {turn + 1} of {rounds}: without {technique.name}")
-            env = {**technique.env, "ORTSERVE_PROFILE": str(changed(technique))}
-            rates.setdefault(technique.name, {})[turn] = _rate(technique.case, technique.callers, seconds, env)
+        for one in TECHNIQUES:
+            console.print(f"round {turn + 1} of {rounds}: {one.name}")
+            ways = {"with": {"ORTSERVE_PROFILE": one.profile}, "without": {**one.env, "ORTSERVE_PROFILE": str(changed(one))}}
+            # One beside the other, and in turns which comes first: neither what the machine does meanwhile nor the order counts.
+            order = ("without", "with") if turn % 2 else ("with", "without")
+            rates = {way: _rate(one.case, one.callers, seconds, ways[way]) for way in order}
+            gains[one.name].append(rates["with"] / rates["without"])
         for name, value in graphs.gains(seconds).items():
             graph.setdefault(name, {})[turn] = value
     result: dict[str, Any] = {
         **heading("default profile where none is named", rounds, seconds, idle),
-        "gains": {
-            one.name: {"case": one.case, "callers": one.callers, **summary(ratios(bases[one.base], rates[one.name]))} for one in TECHNIQUES
-        },
+        "gains": {one.name: {"case": one.case, "callers": one.callers, **summary(gains[one.name])} for one in TECHNIQUES},
         "graph": {name: summary(list(values.values())) for name, values in graph.items()},
     }
     (RESULTS / "techniques.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
