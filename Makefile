@@ -77,6 +77,11 @@ bench-profiles: $(VENV)/.setup ## where the CPU time goes, by part, of this serv
 bench-operators: $(VENV)/.setup ## what int8 gains over fp32 and where the time of a run goes, in a few minutes on an idle machine
 	$(BIN)/python -m benchmarks.operators
 
+.PHONY: bench-in-flight
+bench-in-flight: $(VENV)/.setup ## what two batches at once gain without a server, in some four minutes on an idle machine
+	$(BIN)/python -m benchmarks.in_flight
+	$(BIN)/python -m benchmarks.publish
+
 .PHONY: bench-text
 bench-text: $(VENV)/.setup ## sentences per second beside other embedding servers, which it installs, in some ten minutes on an idle machine
 	$(BIN)/python -m benchmarks.text
