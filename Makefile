@@ -63,10 +63,12 @@ bench-full: $(VENV)/.setup ## the whole grid: every system, case and load, in ho
 .PHONY: bench-quick
 bench-quick: $(VENV)/.setup ## throughput over bare session.run, start-up and memory, in a quarter of an hour on an idle machine
 	$(BIN)/python -m benchmarks.quick
+	$(BIN)/python -m benchmarks.publish
 
 .PHONY: bench-techniques
 bench-techniques: $(VENV)/.setup ## what each technique gains, on and off in turns, in some ten minutes on an idle machine
 	$(BIN)/python -m benchmarks.techniques
+	$(BIN)/python -m benchmarks.publish
 
 .PHONY: bench-profiles
 bench-profiles: $(VENV)/.setup ## where the CPU time goes, by part, of this service and of the best peer; needs the right to ptrace, in some two minutes
@@ -76,6 +78,7 @@ bench-profiles: $(VENV)/.setup ## where the CPU time goes, by part, of this serv
 .PHONY: bench-operators
 bench-operators: $(VENV)/.setup ## what int8 gains over fp32 and where the time of a run goes, in a few minutes on an idle machine
 	$(BIN)/python -m benchmarks.operators
+	$(BIN)/python -m benchmarks.publish
 
 .PHONY: bench-in-flight
 bench-in-flight: $(VENV)/.setup ## what two batches at once gain without a server, in some four minutes on an idle machine
@@ -85,6 +88,7 @@ bench-in-flight: $(VENV)/.setup ## what two batches at once gain without a serve
 .PHONY: bench-text
 bench-text: $(VENV)/.setup ## sentences per second beside other embedding servers, which it installs, in some ten minutes on an idle machine
 	$(BIN)/python -m benchmarks.text
+	$(BIN)/python -m benchmarks.publish
 
 .PHONY: bench-several
 bench-several: $(VENV)/.setup ## what several models in one service cost each other, in some eight minutes on an idle machine

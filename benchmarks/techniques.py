@@ -15,6 +15,7 @@ import typer
 import yaml
 
 from benchmarks import graphs, measure
+from benchmarks.figures import ByRound, ratios
 from benchmarks.machine import heading, headline, summary, wait_until_idle
 from benchmarks.places import PEERS, RESULTS, WORK, console
 from benchmarks.plan import Case
@@ -70,22 +71,22 @@ def main(rounds: int = 2, seconds: float = 4.0) -> None:
     for technique in TECHNIQUES:
         measure.asked_of(technique.case, BY_NAME["default"])
     idle = wait_until_idle()
-    gains: dict[str, list[float]] = {one.name: [] for one in TECHNIQUES}
-    graph: dict[str, dict[int, float]] = {}
+    rates: dict[str, dict[str, ByRound]] = {one.name: {"with": {}, "without": {}} for one in TECHNIQUES}
+    graph: dict[str, list[float]] = {}
     for turn in range(rounds):
         for one in TECHNIQUES:
             console.print(f"round {turn + 1} of {rounds}: {one.name}")
             ways = {"with": {"ORTSERVE_PROFILE": one.profile}, "without": {**one.env, "ORTSERVE_PROFILE": str(changed(one))}}
             # One beside the other, and in turns which comes first: neither what the machine does meanwhile nor the order counts.
-            order = ("without", "with") if turn % 2 else ("with", "without")
-            rates = {way: _rate(one.case, one.callers, seconds, ways[way]) for way in order}
-            gains[one.name].append(rates["with"] / rates["without"])
+            for way in reversed(ways) if turn % 2 else ways:
+                rates[one.name][way][turn] = _rate(one.case, one.callers, seconds, ways[way])
         for name, value in graphs.gains(seconds).items():
-            graph.setdefault(name, {})[turn] = value
+            graph.setdefault(name, []).append(value)
+    gains = {one.name: summary(ratios(rates[one.name]["with"], rates[one.name]["without"])) for one in TECHNIQUES}
     result: dict[str, Any] = {
         **heading("default profile where none is named", rounds, seconds, idle),
-        "gains": {one.name: {"case": one.case, "callers": one.callers, **summary(gains[one.name])} for one in TECHNIQUES},
-        "graph": {name: summary(list(values.values())) for name, values in graph.items()},
+        "gains": {one.name: {"case": one.case, "callers": one.callers, **gains[one.name]} for one in TECHNIQUES},
+        "graph": {name: summary(values) for name, values in graph.items()},
     }
     (RESULTS / "techniques.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     (RESULTS / "techniques.md").write_text(table(result), encoding="utf-8")
