@@ -24,7 +24,7 @@ help: ## list the targets
 # --- use --------------------------------------------------------------------------------------------------------------
 
 .PHONY: serve
-serve: $(VENV)/.resample ## serve the default model on http://localhost:3000 (PORT=, ORTSERVE_PROFILE=, ORTSERVE_MODEL=)
+serve: $(VENV)/.compiled ## serve the default model on http://localhost:3000 (PORT=, ORTSERVE_PROFILE=, ORTSERVE_MODEL=)
 	@test -e "$(MODEL_STORE)/digits/latest" || $(BIN)/bentoml models import "$(CURDIR)/examples/digits.bentomodel"
 	@exec $(BIN)/bentoml serve --port $(PORT)
 
@@ -111,7 +111,7 @@ watch: $(VENV)/.setup ## the alert's way to a webhook and back, and the dashboar
 	$(BIN)/python -m benchmarks.publish
 
 .PHONY: image
-image: $(VENV)/.resample ## build a container image and its SBOM (IMAGE=cuda, cpu or openvino; BACKEND=docker, podman ...)
+image: $(VENV)/.compiled ## build a container image and its SBOM (IMAGE=cuda, cpu or openvino; BACKEND=docker, podman ...)
 	@test -e "$(MODEL_STORE)/digits/latest" || $(BIN)/bentoml models import "$(CURDIR)/examples/digits.bentomodel"
 	@$(BIN)/python -m deploy.image $(IMAGE) --backend $(BACKEND)
 
@@ -125,7 +125,7 @@ lock: $(VENV)/.uv ## resolve requirements/*.in again into *.txt; LOCK_ARGS="--up
 
 .PHONY: clean
 clean: ## remove .venv, what was compiled and every cache
-	rm -rf $(VENV) ortserve/_resample-* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) ortserve/native/_pixels-* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # --- what the targets stand on: a stamp is written after its step ended well, so an interrupted step runs again ---------
 
@@ -148,16 +148,16 @@ $(VENV)/.serving: requirements/serving.txt $(VENV)/.uv
 	@touch $@
 
 # A shared library of one file; made again where its source changes. Without a compiler it says so, and Pillow does the same, slower.
-$(VENV)/.resample: ortserve/resample.py ortserve/resample.c ortserve/resample_passes.h $(VENV)/.serving
-	@$(BIN)/python -m ortserve.resample
+$(VENV)/.compiled: ortserve/compiled.py $(wildcard ortserve/native/*.[ch]) $(VENV)/.serving
+	@$(BIN)/python -m ortserve.compiled
 	@touch $@
 
 # What deploy/prove needs beside the serving set: no torch.
-$(VENV)/.proving: requirements/test.txt $(VENV)/.serving | $(VENV)/.resample
+$(VENV)/.proving: requirements/test.txt $(VENV)/.serving | $(VENV)/.compiled
 	requirements/install $(VENV) requirements/serving.txt requirements/test.txt
 	@touch $@
 
-$(VENV)/.setup: requirements/build.txt requirements/test.txt $(VENV)/.serving | $(VENV)/.resample
+$(VENV)/.setup: requirements/build.txt requirements/test.txt $(VENV)/.serving | $(VENV)/.compiled
 	requirements/install $(VENV) requirements/serving.txt requirements/build.txt requirements/test.txt
 	@touch $@
 

@@ -20,7 +20,7 @@ RULES = tuple(
         (RESIZE, r"^Image\.(resize|_?crop|reduce|tobytes|__array_interface__) |\(ortserve/resample"),
         (RESIZE, r"^(_resize|_crop|preprocess) \(ortserve/images\."),
         (RESIZE, r"^pixels \(shared\.py"),  # itself: the copy into an array
-        (DECODE, r"\(PIL/|\(ortserve/image"),
+        (DECODE, r"\(PIL/|\(ortserve/(image|jpeg)"),
         (MODEL, r"\(onnxruntime/|\(ortserve/(session|shared_pool)\.py|^(Batch\.|_?stack)\S* \(ortserve/batch|^Onnx\."),
         (JSON, r"\((json|orjson|msgspec)\b"),
         (METRICS, r"\((prometheus_client/|ortserve/\w*(metrics|multiprocess)\w*\.py)"),

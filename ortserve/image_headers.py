@@ -69,6 +69,11 @@ class Header:
     orientation: int  # Exif's, 1 to 8; 1 where there is none
     data: bytes  # what the decoder gets: the parts that decide pixels
 
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """(width, height) once the orientation is applied."""
+        return self.size[::-1] if self.orientation >= 5 else self.size
+
 
 def inspect(data: bytes | bytearray | memoryview, limits: Limits) -> Header:
     """The header of the picture in `data`, within the limits.

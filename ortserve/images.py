@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -26,8 +27,10 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from ortserve import jpeg
 from ortserve.errors import ImageTooLarge, InvalidImage, RequestError
 from ortserve.image_headers import Header, ImageFormat, inspect
+from ortserve.jpeg import UPRIGHT
 from ortserve.manifest import Preprocessing
 from ortserve.placement import RESAMPLING, lay, on_canvas, place
 from ortserve.profile import Limits
@@ -49,29 +52,39 @@ _OPEN: dict[ImageFormat, type[ImageFile]] = {
     "bmp": BmpImageFile,
     "gif": GifImageFile,
 }
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """A picture resized to `size` (width, height), of that the `box`, black outside the picture, at `corner` (left, top) of the input."""
+
+    size: tuple[int, int]
+    box: Box
+    corner: tuple[int, int] = (0, 0)
 
 
 def load(
     data: bytes | bytearray | memoryview, how: Preprocessing, limits: Limits, *, decoder: Literal["exact", "draft"]
 ) -> NDArray[np.uint8]:
-    """The picture in `data` as `uint8[height, width, 3]`, C-contiguous and read-only: `decode`, then `preprocess`.
+    """The picture in `data` as `uint8[height, width, 3]`, C-contiguous and read-only: what `preprocess` makes of `decode`'s.
 
-    `decoder="draft"` lets a JPEG shrink while it is decoded, never below the size that `how` needs: faster, and other pixels.
+    Of a JPEG only what `how` shows is decoded, with the same pixels. `decoder="draft"` lets it shrink while it is decoded, never below the
+    size that `how` needs: faster, and other pixels.
     Raises as `decode` and `preprocess`.
     """
     draft_size = None
     if decoder == "draft":
         draft_size = (how.resize_size or how.width, how.resize_size or how.height)
-    return preprocess(decode(data, limits, draft_size=draft_size), how)
+    with _only_invalid_image():
+        header = inspect(data, limits)
+        if draft_size is None and header.format == "jpeg" and how.antialias:
+            framing = frame(header.upright_size, how)
+            filtered = RESAMPLING[how.interpolation]
+            pixels = jpeg.resized(header.data, header.orientation, header.upright_size, framing.size, framing.box, filtered)
+            if pixels is not None:
+                return on_canvas(pixels, framing.corner, how)
+        image = _decoded(header, draft_size)
+    return preprocess(image, how)
 
 
 def decode(data: bytes | bytearray | memoryview, limits: Limits, *, draft_size: tuple[int, int] | None = None) -> Image.Image:
@@ -88,8 +101,7 @@ def decode(data: bytes | bytearray | memoryview, limits: Limits, *, draft_size: 
 def upright_size(data: bytes | bytearray | memoryview, limits: Limits) -> tuple[int, int]:
     """(width, height) of the picture in `data` as `decode` would give it, from its header alone. Raises as `decode`."""
     with _only_invalid_image():
-        header = inspect(data, limits)
-        return header.size[::-1] if header.orientation >= 5 else header.size
+        return inspect(data, limits).upright_size
 
 
 @contextmanager
@@ -114,7 +126,7 @@ def _decoded(header: Header, draft_size: tuple[int, int] | None) -> Image.Image:
     if header.format == "png" and picture.mode in ("L", "RGB") and "transparency" in picture.info:
         picture.info["transparency"] = _eight_bits(picture.info["transparency"], depth=header.data[24])
     image = _rgb(picture)
-    return image.transpose(_UPRIGHT[header.orientation]) if header.orientation in _UPRIGHT else image
+    return image.transpose(UPRIGHT[header.orientation]) if header.orientation in UPRIGHT else image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -151,14 +163,24 @@ def preprocess(image: Image.Image, how: Preprocessing) -> NDArray[np.uint8]:
     pad: `PIL.ImageOps.pad` with `pad_value`, except that a side never vanishes. letterbox, and stretch without antialiasing: see
     `ortserve.placement`. Raises ImageTooLarge for a crop of a picture whose sides differ more than `MAX_ASPECT` times.
     """
-    if how.mode == "letterbox" or not how.antialias:
+    if not how.antialias:
         return lay(image, place(image.size, how), how)
+    framing = frame(image.size, how)
+    return on_canvas(resized(image, framing.size, framing.box, RESAMPLING[how.interpolation]), framing.corner, how)
+
+
+def frame(picture: tuple[int, int], how: Preprocessing) -> Framing:
+    """Where an upright picture of that (width, height) goes. Raises as `preprocess`."""
+    if how.mode == "letterbox":
+        placed = place(picture, how)
+        return Framing(placed.fitted, (0, 0, *placed.fitted), placed.corner)
     if how.mode == "pad":
-        return _pad(image, how)
+        width, height = _fitted(picture, how)
+        return Framing((width, height), (0, 0, width, height), (round((how.width - width) / 2), round((how.height - height) / 2)))
     size = (how.resize_size, how.resize_size) if how.resize_size else (how.width, how.height)
     if how.mode == "crop":
-        size = shorter_side(image.size, how.resize_size or min(how.height, how.width))
-    return resized(image, size, _centre(size, how), RESAMPLING[how.interpolation])
+        size = shorter_side(picture, how.resize_size or min(how.height, how.width))
+    return Framing(size, _centre(size, how))
 
 
 def shorter_side(size: tuple[int, int], target: int) -> tuple[int, int]:
@@ -187,12 +209,11 @@ def _start(have: int, want: int) -> int:
     return round((have - want) / 2) if have >= want else -((want - have) // 2)
 
 
-def _pad(image: Image.Image, how: Preprocessing) -> NDArray[np.uint8]:
-    ratio, wanted = image.width / image.height, how.width / how.height
-    width, height = how.width, how.height
+def _fitted(picture: tuple[int, int], how: Preprocessing) -> tuple[int, int]:
+    """As `PIL.ImageOps.contain`, except that a side never vanishes."""
+    ratio, wanted = picture[0] / picture[1], how.width / how.height
     if ratio > wanted:
-        height = max(1, round(image.height / image.width * how.width))
-    elif ratio < wanted:
-        width = max(1, round(image.width / image.height * how.height))
-    fitted = resized(image, (width, height), (0, 0, width, height), RESAMPLING[how.interpolation])
-    return on_canvas(fitted, (round((how.width - width) / 2), round((how.height - height) / 2)), how)
+        return how.width, max(1, round(picture[1] / picture[0] * how.width))
+    if ratio < wanted:
+        return max(1, round(picture[0] / picture[1] * how.height)), how.height
+    return how.width, how.height

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from ortserve import resample
+from ortserve import jpeg, resample
 from ortserve.arrivals import Arrivals
 from ortserve.cpus import available_cpus
 from ortserve.engine import Engine, Place
@@ -211,7 +211,7 @@ class ServedModel:
             "name": self.name,
             "version": self.version,
             **self.engine.facts(),
-            **({"resize": resample.way().name} if self.manifest.preprocessing else {}),
+            **({"jpeg_decode": jpeg.way().name, "resize": resample.way().name} if self.manifest.preprocessing else {}),
             "manifest": self.manifest.model_dump(mode="json"),
         }
 

@@ -128,11 +128,11 @@ class OrtService(PackagedService):
     @cached_property
     def served(self) -> Mapping[str, ServedModel]:
         """The models as this worker serves them, by name. Raises StartupError."""
-        from ortserve import resample
+        from ortserve import jpeg, resample
         from ortserve.model import ServedModel
 
         if any(package.manifest.preprocessing for package in self.packages.values()):
-            resample.way()  # says in the log which it is, and is opened before a picture comes
+            jpeg.way(), resample.way()  # say in the log which they are, and are opened before a picture comes
         return {
             name: ServedModel(
                 manifest=package.manifest,

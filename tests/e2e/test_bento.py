@@ -14,7 +14,7 @@ import httpx
 import pytest
 import yaml
 
-from ortserve import resample
+from ortserve.compiled import FOLDER
 from tests.packages import add_package, picture, write_profile
 from tests.serving import DIGITS, ROOT, Server, bentoml
 
@@ -91,8 +91,8 @@ def test_the_bento_holds_what_serves_and_nothing_else(bentos: Bentos) -> None:
     held = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
     tools = {"export", "tune"}
     serving = {str(path.relative_to(ROOT)) for path in (ROOT / "ortserve").rglob("*.py") if not tools & {*path.relative_to(ROOT).parts}}
-    resampling = {f"ortserve/{path.name}" for path in (*resample.SOURCES, resample.compiled_file()) if path.exists()}
-    assert held == serving | resampling | {"service.py", "bentofile.yaml"} | {f"profiles/{name}.yaml" for name in SHIPPED}
+    native = {str(path.relative_to(ROOT)) for path in FOLDER.rglob("*") if path.is_file()}
+    assert held == serving | native | {"service.py", "bentofile.yaml"} | {f"profiles/{name}.yaml" for name in SHIPPED}
 
 
 def test_the_bento_asks_for_no_torch(bentos: Bentos) -> None:

@@ -21,7 +21,7 @@ import pytest
 from openapi_spec_validator import validate
 from PIL import Image
 
-from ortserve import resample
+from ortserve import jpeg, resample
 from tests.serving import DIGITS, ROOT, Server
 
 pytestmark = pytest.mark.e2e
@@ -287,7 +287,7 @@ def test_the_facts_are_those_of_the_package(client: httpx.Client, package: dict[
     facts = client.get("/models/digits").json()
     assert (facts["name"], facts["version"], facts["profile"]) == ("digits", "1", "default")
     assert facts["provider"] in ("CPUExecutionProvider", "CUDAExecutionProvider")
-    assert facts["resize"] == resample.way().name
+    assert (facts["jpeg_decode"], facts["resize"]) == (jpeg.way().name, resample.way().name)
     assert sum(facts["nodes_by_provider"].values()) >= 1
     assert facts["nodes_by_provider"].get(facts["provider"], 0) >= 1
     variant = manifest["variants"][facts["precision"]]

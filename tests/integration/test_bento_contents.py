@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ortserve import resample
+from ortserve.compiled import FOLDER
 from tests.serving import ROOT, bentoml
 
 pytestmark = pytest.mark.integration
@@ -33,12 +33,11 @@ def test_the_source_is_the_serving_code_and_the_profiles(bento: Path) -> None:
     assert held == here
 
 
-def test_pictures_are_resized_as_in_the_checkout(bento: Path) -> None:
-    folder = bento / "src" / "ortserve"
-    assert {path.name for path in folder.glob("*.[ch]")} == {source.name for source in resample.SOURCES}
-    held, here = (folder / resample.compiled_file().name, resample.compiled_file())
-    assert held.exists() == here.exists()
-    assert not here.exists() or held.read_bytes() == here.read_bytes()
+def test_the_c_for_pixels_is_that_of_the_checkout(bento: Path) -> None:
+    folder = bento / "src" / "ortserve" / "native"
+    held, here = ({path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()} for root in (folder, FOLDER))
+    assert held == here
+    assert Path("libjpeg/README.ijg") in held  # the licence of the headers beside it
 
 
 def test_the_model_is_pinned(bento: Path, digits_home: Path) -> None:

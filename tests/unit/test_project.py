@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import ortserve
-from ortserve.resample import compiled_file
+from ortserve.compiled import compiled_file
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCKS = ("uv", "serving", "build", "test", "cuda", "openvino", "cpu")
@@ -265,10 +265,10 @@ def test_the_bento_holds_every_serving_module_every_profile_and_nothing_else() -
     held = {path for path in listed.stdout.splitlines() if spec.includes(f"./{path}" if "/" not in path else path)}
     serving = {file.relative_to(ROOT).as_posix() for module, file in modules().items() if serves(module)}
     profiles = {file.relative_to(ROOT).as_posix() for file in ROOT.glob("profiles/*.yaml")}
-    assert held == serving | profiles | {"ortserve/resample.c", "ortserve/resample_passes.h"}
+    assert held == serving | profiles | {path for path in listed.stdout.splitlines() if path.startswith("ortserve/native/")}
 
 
-def test_the_bento_takes_the_compiled_resampling_along_where_there_is_one() -> None:
+def test_the_bento_takes_what_was_compiled_along_where_there_is_one() -> None:
     config = build_config()
     spec = BentoPathSpec(config.include, config.exclude, str(ROOT))
     compiled = compiled_file().relative_to(ROOT).as_posix()

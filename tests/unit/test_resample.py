@@ -1,11 +1,10 @@
-"""The compiled resampling gives Pillow's pixels, every one of them, and where it cannot be used Pillow gives them, and the log says so."""
+"""The compiled resampling gives Pillow's pixels, every one of them."""
 
 from __future__ import annotations
 
 import ctypes
-import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, _imaging
 
-from ortserve import resample
+from ortserve import compiled, resample
 
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
 Function = Callable[[Image.Image, tuple[int, int], resample.Box, Image.Resampling], NDArray[np.uint8] | None]
@@ -35,23 +34,13 @@ def extremes(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(width * 65536 + height).integers(0, 2, (height, width, 3), dtype=np.uint8) * np.uint8(255))
 
 
-@pytest.fixture
-def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with the source alone, from which `resample` compiles and loads in this test."""
-    monkeypatch.setattr(resample, "SOURCES", tuple(Path(shutil.copy(source, tmp_path)) for source in resample.SOURCES))
-    resample._opened.cache_clear()
-    yield tmp_path
-    resample._opened.cache_clear()
-
-
 @pytest.fixture(scope="module", params=["", "-DPLAIN"], ids=["vectors of this machine", "plain"])
-def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Function:
+def function(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Function:
     """The compiled function, as it is served and as machines without AVX2 have it."""
-    folder = tmp_path_factory.mktemp("resample")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(resample, "SOURCES", tuple(Path(shutil.copy(source, folder)) for source in resample.SOURCES))
-        patched.setattr(resample, "FLAGS", (*resample.FLAGS, *request.param.split(), "-Wall", "-Wextra", "-Werror"))
-        return resample._function(resample.compile_here())
+        patched.setattr(compiled, "FOLDER", Path(shutil.copytree(compiled.FOLDER, tmp_path_factory.mktemp("pixels") / "native")))
+        patched.setattr(compiled, "FLAGS", (*compiled.FLAGS, *request.param.split(), "-Wall", "-Wextra", "-Werror"))
+        return resample._function(ctypes.CDLL(str(compiled.compile_here())))
 
 
 @st.composite
@@ -72,17 +61,17 @@ def resizes(draw: st.DrawFn) -> tuple[Image.Image, tuple[int, int], resample.Box
 @example((noise(3, 3000), (224, 224), (0, 0, 224, 224), Image.Resampling.LANCZOS))
 @example((noise(3000, 3), (224, 224), (0, 0, 224, 224), Image.Resampling.LANCZOS))
 @example((noise(9, 7), (1000, 900), (990, 890, 1000, 900), Image.Resampling.BICUBIC))
-def test_every_pixel_is_pillows(compiled: Function, resize: tuple[Image.Image, tuple[int, int], resample.Box, Image.Resampling]) -> None:
-    pixels = compiled(*resize)
+def test_every_pixel_is_pillows(function: Function, resize: tuple[Image.Image, tuple[int, int], resample.Box, Image.Resampling]) -> None:
+    pixels = function(*resize)
     assert pixels is not None
     assert np.array_equal(pixels, by_pillow(*resize))
 
 
-def test_a_picture_larger_than_pillows_blocks_goes_the_same_way(compiled: Function) -> None:
+def test_a_picture_larger_than_pillows_blocks_goes_the_same_way(function: Function) -> None:
     _imaging.set_block_size(resample._ONE_BLOCK)
     image = noise(2600, 2100)  # 21 MB
     size, box = (300, 242), (38, 9, 262, 233)
-    pixels = compiled(image, size, box, Image.Resampling.BILINEAR)
+    pixels = function(image, size, box, Image.Resampling.BILINEAR)
     assert pixels is not None
     assert np.array_equal(pixels, by_pillow(image, size, box, Image.Resampling.BILINEAR))
 
@@ -113,17 +102,17 @@ def test_what_lies_outside_is_black(box: resample.Box, resampling: Image.Resampl
         assert not pixels.flags.writeable
 
 
-def test_many_threads_at_once(compiled: Function) -> None:
+def test_many_threads_at_once(function: Function) -> None:
     work = [(noise(200 + i, 150 + 3 * i), (90, 70), (i, i, 80, 60), FILTERS[i % 3]) for i in range(16)]
     expected = [by_pillow(*resize) for resize in work]
     with ThreadPoolExecutor(8) as pool:
         for _ in range(10):
-            for pixels, wanted in zip(pool.map(lambda resize: compiled(*resize), work), expected, strict=True):
+            for pixels, wanted in zip(pool.map(lambda resize: function(*resize), work), expected, strict=True):
                 assert pixels is not None
                 assert np.array_equal(pixels, wanted)
 
 
-def test_nothing_is_kept(compiled: Function) -> None:
+def test_nothing_is_kept(function: Function) -> None:
     image = noise(2000, 1500)
 
     def resident() -> int:
@@ -131,16 +120,15 @@ def test_nothing_is_kept(compiled: Function) -> None:
 
     before = resident()
     for _ in range(40):  # 12 MB each, if one were kept
-        compiled(image.copy(), (64, 48), (0, 0, 64, 48), Image.Resampling.BILINEAR)
+        function(image.copy(), (64, 48), (0, 0, 64, 48), Image.Resampling.BILINEAR)
     assert resident() - before < 100_000_000
 
 
-@pytest.mark.usefixtures("sources")
 @pytest.mark.parametrize(
     "wrong", [{1: 0}, {2: -1}, {3: 2**25}, {5: -1}, {5: 40}, {6: 30}, {7: 0}, {8: 41}, {9: 0}, {9: 4}, {0: None}, {10: None}]
 )
 def test_nonsense_is_refused_before_memory_is_touched(wrong: dict[int, int | None]) -> None:
-    call = ctypes.CDLL(str(resample.compile_here())).ortserve_resample
+    call = ctypes.CDLL(str(compiled.compile_here())).ortserve_resample
     call.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 9, ctypes.c_void_p]
     source, result = np.zeros((50, 60, 4), np.uint8), np.zeros((30, 40, 3), np.uint8)
     arguments: list[int | None] = [source.ctypes.data, 60, 50, 40, 30, 0, 0, 40, 30, 2, result.ctypes.data]
@@ -148,102 +136,3 @@ def test_nonsense_is_refused_before_memory_is_touched(wrong: dict[int, int | Non
     for place, value in wrong.items():
         arguments[place] = value
     assert call(*arguments) == 1
-
-
-# --- which way it is --------------------------------------------------------------------------------------------------
-
-
-def resizes_as_pillow() -> None:
-    image = noise(50, 60)
-    expected = by_pillow(image, (20, 25), (1, 2, 20, 25), Image.Resampling.BICUBIC)
-    assert np.array_equal(resample.resized(image, (20, 25), (1, 2, 20, 25), Image.Resampling.BICUBIC), expected)
-
-
-def test_what_is_compiled_is_used(sources: Path, caplog: pytest.LogCaptureFixture) -> None:
-    stale = sources / resample.compiled_file().name.replace(resample._fingerprint(), "0123456789ab")
-    stale.write_bytes(b"")
-    path = resample.compile_here()
-    assert [file.name for file in sources.glob("_resample*")] == [path.name]  # the stale one is gone, and nothing unfinished is left
-    with caplog.at_level(logging.INFO, "ortserve.resample"):
-        assert resample.way() == ("compiled", path.name)
-    assert caplog.messages == [f"pictures are resized by {path.name}"]
-    resizes_as_pillow()
-
-
-@pytest.mark.usefixtures("sources")
-def test_another_source_has_another_name() -> None:
-    before = resample.compiled_file()
-    with resample.SOURCES[1].open("a", encoding="utf-8") as source:
-        source.write("\n")
-    assert resample.compiled_file() != before
-
-
-@pytest.mark.usefixtures("sources")
-def test_without_one_it_is_pillow_and_the_log_says_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "ortserve.resample"):
-        assert resample.way().name == "pillow"
-    assert "there is no _resample-" in caplog.text
-    assert "python -m ortserve.resample" in caplog.text
-    resizes_as_pillow()
-
-
-@pytest.mark.usefixtures("sources")
-@pytest.mark.parametrize("what", ["rubbish", "another library", "another machine"])
-def test_a_file_that_cannot_be_used_is_said_and_it_is_pillow(what: str, caplog: pytest.LogCaptureFixture) -> None:
-    path = resample.compiled_file()
-    if what == "rubbish":
-        path.write_bytes(b"\x7fELF rubbish")
-    elif what == "another library":
-        from PIL import _imagingmath  # any shared library without our function
-
-        shutil.copy(_imagingmath.__file__, path)
-    else:
-        content = bytearray(resample.compile_here().read_bytes())
-        content[18:20] = b"\x15\x00"  # ELF's e_machine: PowerPC
-        path.unlink()
-        path.write_bytes(content)
-    with caplog.at_level(logging.INFO, "ortserve.resample"):
-        assert resample.way().name == "pillow"
-    assert f"{path.name} cannot be used" in caplog.text
-    resizes_as_pillow()
-
-
-@pytest.mark.usefixtures("sources")
-@pytest.mark.parametrize(
-    ("ours", "another"),
-    [
-        ("(from_width - to_width) * 2", "(from_width - to_width) * 200"),  # before Pillow 13 no picture went down first
-        ("#define a -0.5", "#define a -0.75"),  # other libraries' bicubic
-        ("(32 - 8 - 2)", "(16 - 2)"),  # fewer bits, as pillow-simd had
-        ("{lanczos, 3.0}", "{lanczos, 2.0}"),
-    ],
-)
-def test_another_pillow_is_noticed(ours: str, another: str, caplog: pytest.LogCaptureFixture) -> None:
-    source = resample.SOURCES[0]
-    before = source.read_text(encoding="utf-8")
-    assert before.count(ours) == 1
-    source.write_text(before.replace(ours, another), encoding="utf-8")
-    path = resample.compile_here()
-    with caplog.at_level(logging.INFO, "ortserve.resample"):
-        assert resample.way().name == "pillow"
-    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
-    assert f"has other pixels than {path.name}" in caplog.text
-    resizes_as_pillow()
-
-
-@pytest.mark.usefixtures("sources")
-def test_no_compiler_is_no_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("PATH", "")
-    resample.main()
-    said = capsys.readouterr().out
-    assert "resized by Pillow" in said
-    assert "there is no C compiler here; install gcc" in said
-
-
-def test_a_compiler_that_fails_is_quoted(sources: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    resample.SOURCES[0].write_text("int broken(", encoding="utf-8")
-    resample.main()
-    said = capsys.readouterr().out
-    assert "resized by Pillow" in said
-    assert "cannot compile resample.c" in said
-    assert not [*sources.glob("_resample*")]

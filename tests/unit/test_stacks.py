@@ -24,6 +24,7 @@ def test_frames_of_other_servers_find_their_part_too() -> None:
     assert part_of(["Runner.run (asyncio/runners.py:118)", "Starlette.__call__ (starlette/applications.py:96)"]) == ROUTES
     assert part_of(["respond (ortserve/routes.py:1)", "StreamHandler.emit (logging/__init__.py:1103)"]) == LOGS
     assert part_of(["load (ortserve/images.py:73)", "bilinear (ortserve/resample.py:9)"]) == RESIZE
+    assert part_of(["load (ortserve/images.py:73)", "function (ortserve/jpeg.py:9)"]) == DECODE
     assert part_of(["sleep (mine.py:1)"]) == REST
 
 

@@ -133,17 +133,23 @@ TARGET static void NAME(_down)(const struct work *work, int y, size_t bytes, uin
 }
 
 /* Across, then down: a row of the ring for each of the source's, four at a time, as soon as one of the result needs it. */
-TARGET static void NAME(_across_first)(const struct work *work) {
+TARGET static int NAME(_across_first)(const struct work *work) {
     const struct axis *down = &work->down;
     const size_t bytes = (size_t)work->width * 3;
-    const int last = down->first[work->height - 1] + down->own[work->height - 1] - 1;
-    int next = down->first[0]; /* the source's row that is not in the ring yet */
+    const int rows = down->first[work->height - 1] + down->own[work->height - 1];
+    int next = 0; /* the source's row that is not in the ring yet */
     for (int y = 0; y < work->height; y++) {
         for (; next < down->first[y] + down->own[y]; next += ROWS) {
             const uint8_t *in[ROWS];
             uint8_t *out[ROWS];
+            const int more = rows - next < ROWS ? rows - next : ROWS;
+            const int start = work->jpeg ? 0 : next;
+            if (work->jpeg) {
+                const int end = jpeg_rows(work->jpeg, work->lines, more);
+                if (end != DONE) return end;
+            }
             for (int r = 0; r < ROWS; r++) {
-                in[r] = work->source + (size_t)(next + r < last ? next + r : last) * work->stride; /* one again where there are no more */
+                in[r] = work->source + (size_t)(start + (r < more ? r : more - 1)) * work->stride; /* one again where there are no more */
                 out[r] = work->ring + (size_t)((next + r) % work->slots) * work->row;
             }
             NAME(_across)(work, in, out);
@@ -152,6 +158,7 @@ TARGET static void NAME(_across_first)(const struct work *work) {
             work->taps[tap] = work->ring + (size_t)((down->first[y] + tap) % work->slots) * work->row;
         NAME(_down)(work, y, bytes, work->result + (size_t)y * bytes);
     }
+    return DONE;
 }
 
 /* Down, then across: four rows of the result at a time, from the source's own. */
@@ -173,11 +180,10 @@ TARGET static void NAME(_down_first)(const struct work *work) {
     }
 }
 
-TARGET static void PASSES(const struct work *work, int down_first) {
-    if (down_first)
-        NAME(_down_first)(work);
-    else
-        NAME(_across_first)(work);
+TARGET static int PASSES(const struct work *work) {
+    if (!work->down_first) return NAME(_across_first)(work);
+    NAME(_down_first)(work);
+    return DONE;
 }
 
 #undef Ints
