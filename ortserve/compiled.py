@@ -28,12 +28,12 @@ logger = logging.getLogger("ortserve.compiled")
 
 FOLDER = Path(__file__).with_name("native")
 # No flag for the arithmetic of floats: the compiler's default is what Pillow's own code is compiled with.
-FLAGS = ("-std=gnu11", "-O3", "-fwrapv", "-fPIC", "-shared")
+FLAGS = ("-std=gnu11", "-O3", "-fwrapv", "-fPIC", "-shared", "-pthread")
 LIBRARIES = ("-lm", "-ldl")
 REMEDY = "install gcc and the C library's headers, then run python -m ortserve.compiled"
 
-DECLINED = 3  # of pixels.h
-_DONE, _NO_MEMORY = 0, 2  # and 1: nonsense was asked for
+DONE, DECLINED = 0, 3  # of pixels.h
+_NO_MEMORY = 2  # and 1: nonsense was asked for
 
 Function = TypeVar("Function")
 
@@ -74,7 +74,7 @@ def check(ended: int, source: tuple[int, int], size: tuple[int, int], box: tuple
     """Raises what became of a call that gave no pixels: MemoryError, ValueError."""
     if ended == _NO_MEMORY:
         raise MemoryError(f"no memory to resize {source} to {size}")
-    if ended != _DONE:
+    if ended != DONE:
         raise ValueError(f"expected a box inside {size} and a filter that Pillow's resize has, got {box} and {resampling!r}")
 
 

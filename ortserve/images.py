@@ -34,13 +34,17 @@ from ortserve.jpeg import UPRIGHT
 from ortserve.manifest import Preprocessing
 from ortserve.placement import RESAMPLING, lay, on_canvas, place
 from ortserve.profile import Limits
-from ortserve.resample import Box, resized
+from ortserve.resample import Box, bordered, resized
 
 MEDIA_TYPES: frozenset[str] = frozenset(
     {"image/jpeg", "image/jpg", "image/pjpeg", "image/png", "image/apng", "image/webp", "image/bmp", "image/x-ms-bmp", "image/gif"}
 )
 # The crop of a longer picture would show less than a hundredth of it, and Pillow would resize all of it.
 MAX_ASPECT = 100
+
+# A JPEG of which an event loop may walk the header: some tens of microseconds, at worst a millisecond.
+SMALL_BYTES = 262_144
+SMALL_PIXELS = 1_500_000  # decoded in some 5 ms
 
 # Ours is checked from the header before Pillow is asked; its own would warn, or refuse what a profile allows.
 Image.MAX_IMAGE_PIXELS = None
@@ -77,14 +81,44 @@ def load(
         draft_size = (how.resize_size or how.width, how.resize_size or how.height)
     with _only_invalid_image():
         header = inspect(data, limits)
-        if draft_size is None and header.format == "jpeg" and how.antialias:
-            framing = frame(header.upright_size, how)
-            filtered = RESAMPLING[how.interpolation]
-            pixels = jpeg.resized(header.data, header.orientation, header.upright_size, framing.size, framing.box, filtered)
-            if pixels is not None:
-                return on_canvas(pixels, framing.corner, how)
+        if draft_size is None and (part := _part(header, how)) is not None and (pixels := jpeg.resized(part.job)) is not None:
+            return part.finished(pixels)
         image = _decoded(header, draft_size)
     return preprocess(image, how)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What of a JPEG is shown: the job that gives its pixels, and what becomes of them."""
+
+    job: jpeg.Job
+    framing: Framing
+    how: Preprocessing
+
+    def finished(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """What `load` gives, of the job's pixels."""
+        return on_canvas(bordered(pixels, self.job.within, self.framing.box), self.framing.corner, self.how)
+
+
+def small_jpeg(data: bytes | bytearray | memoryview, how: Preprocessing, limits: Limits) -> Part | None:
+    """What `load` would have decoded of a JPEG so small that looking at its header takes no time; None: have `load` do it.
+
+    Raises as `load` for what its header says.
+    """
+    if memoryview(data).nbytes > SMALL_BYTES or bytes(data[:3]) != b"\xff\xd8\xff":
+        return None
+    with _only_invalid_image():
+        header = inspect(data, limits)
+        return _part(header, how) if header.size[0] * header.size[1] <= SMALL_PIXELS else None
+
+
+def _part(header: Header, how: Preprocessing) -> Part | None:
+    """None: Pillow decodes it."""
+    if header.format != "jpeg" or not how.antialias:
+        return None
+    framing = frame(header.upright_size, how)
+    job = jpeg.job(header.data, header.orientation, header.upright_size, framing.size, framing.box, RESAMPLING[how.interpolation])
+    return None if job is None else Part(job, framing, how)
 
 
 def decode(data: bytes | bytearray | memoryview, limits: Limits, *, draft_size: tuple[int, int] | None = None) -> Image.Image:

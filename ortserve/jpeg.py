@@ -9,7 +9,9 @@ import ctypes
 import io
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,7 @@ from PIL import Image, _imaging
 
 from ortserve import compiled
 from ortserve.compiled import Way
-from ortserve.resample import FILTERED, LARGEST_SIDE, Box, bordered, inside
+from ortserve.resample import FILTERED, LARGEST_SIDE, Box, inside
 
 logger = logging.getLogger("ortserve.jpeg")
 
@@ -33,19 +35,49 @@ UPRIGHT = {
 }
 
 
-def resized(
-    data: bytes, orientation: int, upright: tuple[int, int], size: tuple[int, int], box: Box, resampling: Image.Resampling
-) -> NDArray[np.uint8] | None:
-    """What `resample.resized` gives of the JPEG in `data`, (width, height) `upright` once turned by its `orientation`; None: ask Pillow.
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The `within` of a JPEG resized to `size`, which is (width, height) `upright` once turned by its `orientation`."""
 
-    None for every picture that is not wholly well-formed, for inks, and where the compiled function cannot be used. Raises MemoryError.
-    """
+    data: bytes
+    orientation: int
+    upright: tuple[int, int]
+    size: tuple[int, int]
+    within: Box
+    resampling: Image.Resampling
+
+    def room(self) -> NDArray[np.uint8]:
+        """Where the pixels go, uint8[height, width, 3]."""
+        left, top, right, bottom = self.within
+        return np.empty((bottom - top, right - left, 3), np.uint8)
+
+    def arguments(self, pixels: NDArray[np.uint8]) -> tuple[Any, ...]:
+        """Those of `ortserve_resample_jpeg`."""
+        left, top, right, bottom = self.within
+        where = (*self.upright, *self.size, left, top, right - left, bottom - top)
+        return self.data, len(self.data), self.orientation, *where, self.resampling, pixels.ctypes.data
+
+
+ARGUMENTS: list[Any] = [ctypes.c_char_p, ctypes.c_size_t, *[ctypes.c_int] * 10, ctypes.c_void_p]
+
+
+def job(
+    data: bytes, orientation: int, upright: tuple[int, int], size: tuple[int, int], box: Box, resampling: Image.Resampling
+) -> Job | None:
+    """What of `box` a picture resized to `size` has; None where that is nothing, or the compiled function cannot be used."""
     within = inside(size, box)
-    function, _ = _opened()
-    if function is None or within is None or resampling not in FILTERED or max(*upright, *size) > LARGEST_SIDE:
+    if _opened()[0] is None or within is None or resampling not in FILTERED or max(*upright, *size) > LARGEST_SIDE:
         return None
-    pixels = function(data, orientation, upright, size, within, resampling)
-    return None if pixels is None else bordered(pixels, within, box)
+    return Job(data, orientation, upright, size, within, resampling)
+
+
+def resized(wanted: Job) -> NDArray[np.uint8] | None:
+    """The job's pixels, uint8[height, width, 3]; None: ask Pillow.
+
+    None for every picture that is not wholly well-formed, and for inks. Raises MemoryError.
+    """
+    function, _ = _opened()
+    return function(wanted) if function else None
 
 
 def way() -> Way:
@@ -53,7 +85,7 @@ def way() -> Way:
     return _opened()[1]
 
 
-_Function = Callable[[bytes, int, tuple[int, int], tuple[int, int], Box, Image.Resampling], "NDArray[np.uint8] | None"]
+_Function = Callable[[Job], "NDArray[np.uint8] | None"]
 
 
 @cache
@@ -66,22 +98,18 @@ def _opened() -> tuple[_Function | None, Way]:
 def _function(library: ctypes.CDLL) -> _Function:
     """The function of the compiled library, over Pillow's libjpeg. Raises AttributeError where it lacks, ImportError where that does."""
     call, bind = library.ortserve_resample_jpeg, library.ortserve_jpeg_open
-    call.argtypes = [ctypes.c_char_p, ctypes.c_size_t, *[ctypes.c_int] * 10, ctypes.c_void_p]
+    call.argtypes = ARGUMENTS
     bind.argtypes, bind.restype = [ctypes.c_void_p], ctypes.c_char_p
     # An opened library is asked for its own symbols and for those of all that it stands on.
     if missing := bind(ctypes.CDLL(_imaging.__file__)._handle):
         raise ImportError(f"this Pillow stands on no libjpeg-turbo that can be called ({missing.decode()}): install Pillow's own wheel")
 
-    def function(
-        data: bytes, orientation: int, upright: tuple[int, int], size: tuple[int, int], box: Box, resampling: Image.Resampling
-    ) -> NDArray[np.uint8] | None:
-        """The pixels of a box inside the picture of that size."""
-        left, top, right, bottom = box
-        pixels = np.empty((bottom - top, right - left, 3), np.uint8)
-        ended = call(data, len(data), orientation, *upright, *size, left, top, right - left, bottom - top, resampling, pixels.ctypes.data)
+    def function(job: Job) -> NDArray[np.uint8] | None:
+        pixels = job.room()
+        ended = call(*job.arguments(pixels))
         if ended == compiled.DECLINED:
             return None
-        compiled.check(ended, upright, size, box, resampling)
+        compiled.check(ended, job.upright, job.size, job.within, job.resampling)
         return pixels
 
     return function
@@ -98,7 +126,7 @@ def _agrees(function: _Function) -> bool:
         upright = picture.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else picture
         # Resized, and not: then the outermost columns and rows that were decoded are seen as they are.
         for size, box in (((100, 90), (40, 30, 80, 70)), (upright.size, (64, 31, 121, 70))):
-            have = function(file.getvalue(), orientation, upright.size, size, box, Image.Resampling.BILINEAR)
+            have = function(Job(file.getvalue(), orientation, upright.size, size, box, Image.Resampling.BILINEAR))
             if have is None or not np.array_equal(have, np.asarray(upright.resize(size, Image.Resampling.BILINEAR).crop(box))):
                 return False
     return True

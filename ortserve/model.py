@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from ortserve import jpeg, resample
 from ortserve.arrivals import Arrivals
 from ortserve.cpus import available_cpus
+from ortserve.decoding import DecodingThreads
 from ortserve.engine import Engine, Place
 from ortserve.errors import QueueFull, RequestError, ServingError
 from ortserve.manifest import Manifest
 from ortserve.profile import Profile
-from ortserve.tasks import Task
+from ortserve.tasks import Begins, Task
 from ortserve.tasks.row import Row
 from ortserve.threads import Threads
 
@@ -86,6 +87,8 @@ class ServedModel:
         self._arrivals = Arrivals()
         self._timeout_s = profile.limits.request_timeout_ms / 1000
         self._decoders = _decoders(profile.images.decode_threads)
+        self._begin = task.begin if isinstance(task, Begins) and jpeg.way().name == "compiled" else None
+        self._quick = None if self._begin is None else DecodingThreads(_count(profile.images.decode_threads))
 
     @property
     def name(self) -> str:
@@ -163,7 +166,7 @@ class ServedModel:
     async def _job(self, places: Sequence[Place], payloads: Sequence[Any], parameters: Any) -> list[Answer | Refusal]:
         """The answers to payloads that share one hop to a decoding thread."""
         started = time.perf_counter()
-        prepared = await self._decoders.run(self._prepare, payloads, parameters)
+        prepared = await self._begun(payloads, parameters) or await self._decoders.run(self._prepare, payloads, parameters)
         decode_s = time.perf_counter() - started
         if self._observer:
             for payload, row in zip(payloads, prepared, strict=True):
@@ -171,6 +174,17 @@ class ServedModel:
                     self._observer.decode_error(row.code)
         answers = [self._answer(place, row, parameters, started, decode_s) for place, row in zip(places, prepared, strict=True)]
         return [await answers[0]] if len(answers) == 1 else await asyncio.gather(*answers)
+
+    async def _begun(self, payloads: Sequence[Any], parameters: Any) -> list[Row | RequestError] | None:
+        """The row of one payload by the quick way, where it is for that."""
+        if self._quick is None or self._begin is None or len(payloads) != 1 or isinstance(payloads[0], RequestError):
+            return None
+        try:
+            begun = self._begin(payloads[0], parameters)
+        except RequestError as error:
+            return [error]
+        pixels = None if begun is None else await self._quick.run(begun.job)
+        return None if begun is None or pixels is None else [begun.row(pixels)]
 
     def _prepare(self, payloads: Sequence[Any], parameters: Any) -> list[Row | RequestError]:
         rows: list[Row | RequestError] = []
@@ -204,6 +218,8 @@ class ServedModel:
         """Answer what was admitted, then end the threads."""
         await self.engine.close()
         self._decoders.close()
+        if self._quick:
+            self._quick.close()
 
     def facts(self) -> Mapping[str, Any]:
         """What `GET /models/{name}` shows: the manifest, and what its engine really runs."""
@@ -223,6 +239,14 @@ def _decoders(wanted: int | Literal["auto"]) -> Threads:
     cpus = available_cpus()
     count = max(1, cpus - 1)
     return Threads(count, "decode", on_call=cpus - count)
+
+
+def _count(wanted: int | Literal["auto"]) -> int:
+    import os
+
+    if n := os.environ.get("QN"):
+        return int(n)
+    return max(1, available_cpus() - 1) if wanted == "auto" else wanted
 
 
 class _CountRefusals:

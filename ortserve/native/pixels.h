@@ -32,4 +32,11 @@ int jpeg_end(struct jpeg *jpeg);
 
 void jpeg_close(struct jpeg *jpeg);
 
+/* Writes uint8[height][width][3], the rectangle from (left, top) on of the JPEG in `data`, which is (from_width, from_height) once turned by
+   Exif's `orientation`, resized to (to_width, to_height). `filter` is a number of PIL.Image.Resampling, never nearest. Any thread may call it. */
+int ortserve_resample_jpeg(
+    const uint8_t *data, size_t bytes, int orientation, int from_width, int from_height, int to_width, int to_height, int left, int top, int width,
+    int height, int filter, uint8_t *result
+);
+
 #endif

@@ -296,7 +296,7 @@ static int turned(struct jpeg *jpeg, struct part part, struct turn turn, uint32_
     return end;
 }
 
-/* The same of the JPEG in `data`, which is (from_width, from_height) once turned by Exif's `orientation`. DECLINED as by `jpeg_open`. */
+/* The same of a JPEG. DECLINED as by `jpeg_open`. */
 int ortserve_resample_jpeg(
     const uint8_t *data, size_t bytes, int orientation, int from_width, int from_height, int to_width, int to_height, int left, int top, int width,
     int height, int filter, uint8_t *result

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ortserve.errors import ModelError
 from ortserve.tasks.endpoint import Endpoint
 from ortserve.tasks.feature_extraction import FeatureExtraction
 from ortserve.tasks.image_classification import ImageClassification
 from ortserve.tasks.object_detection import ObjectDetection
-from ortserve.tasks.row import Row
+from ortserve.tasks.row import Begun, Row
 from ortserve.tasks.text_classification import TextClassification
 
 if TYPE_CHECKING:
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 
 class Task(Protocol):
-    """Payload to tensors, tensors to answer. Made once at start-up, then called from many threads at once: keeps no state of a request."""
+    """Payload to tensors, tensors to answer. Made once at start-up, then called from many threads at once: keeps no state of a request.
+
+    A task may also have `begin`, as `Begins`.
+    """
 
     endpoints: tuple[Endpoint, ...]
     outputs: tuple[str, ...]  # the graph outputs that serving asks for
@@ -37,6 +40,15 @@ class Task(Protocol):
 
     def postprocess(self, outputs: Tensors, row: Row, parameters: Any) -> Any:
         """What the endpoint's `render` takes, from one payload's outputs `{name: [1, ...]}`. Called in the event loop's thread."""
+        ...
+
+
+@runtime_checkable
+class Begins(Protocol):
+    """A task some of whose payloads are decoded by threads that do not want the interpreter."""
+
+    def begin(self, payload: Any, parameters: Any) -> Begun | None:
+        """What there is to decode; None: have `preprocess` do it all. Called in the event loop's thread: quick. Raises RequestError."""
         ...
 
 

@@ -14,7 +14,7 @@ from ortserve.errors import ModelError
 from ortserve.tasks.best_classes import DEFAULT_TOP_K, best_classes
 from ortserve.tasks.endpoint import Endpoint, Files, results, single
 from ortserve.tasks.parameters import refuse_unknown, whole_number
-from ortserve.tasks.row import Row
+from ortserve.tasks.row import Begun, Row
 
 if TYPE_CHECKING:
     from ortserve.manifest import Manifest
@@ -73,6 +73,11 @@ class ImageClassification:
     def preprocess(self, payload: bytes | memoryview, parameters: Parameters) -> Row:  # noqa: ARG002  the same row whatever they are
         """The picture in `payload` as `{input: uint8[1, height, width, 3]}`. Raises RequestError as `images.load`."""
         return Row({self._input: images.load(payload, self._how, self._limits, decoder=self._decoder)[np.newaxis]})
+
+    def begin(self, payload: bytes | memoryview, parameters: Parameters) -> Begun | None:  # noqa: ARG002  see above
+        """As `preprocess`, of a small JPEG."""
+        part = images.small_jpeg(payload, self._how, self._limits) if self._decoder == "exact" else None
+        return None if part is None else Begun(part.job, lambda pixels: Row({self._input: part.finished(pixels)[np.newaxis]}))
 
     def postprocess(self, outputs: Tensors, row: Row, parameters: Parameters) -> list[dict[str, Any]]:  # noqa: ARG002  see above
         """The picture's best classes, as `best_classes`."""

@@ -1,0 +1,89 @@
+"""JPEGs decoded by threads that never want the interpreter: the event loop's end of `native/threads.c`."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+from collections import deque
+from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ortserve import compiled
+from ortserve.jpeg import ARGUMENTS, Job
+
+_Waiting = tuple["asyncio.Future[NDArray[np.uint8] | None]", Job]
+
+# Jobs that a thread is given ahead: so many that it does not wait for a busy event loop, so few that the pixels' memory is still in the cache.
+AHEAD = 8
+
+
+class DecodingThreads:
+    """`threads` of them, for one event loop at a time. Raises OSError where the system has no more."""
+
+    def __init__(self, threads: int) -> None:
+        path = str(compiled.compiled_file())
+        # PyDLL keeps the interpreter during a call: each is over sooner than it would be back.
+        quick, waiting = ctypes.PyDLL(path), ctypes.CDLL(path)
+        self._put, self._take, self._end = quick.ortserve_threads_put, quick.ortserve_threads_take, waiting.ortserve_threads_close
+        self._put.argtypes = [ctypes.c_void_p, ctypes.c_uint64, *ARGUMENTS]
+        self._take.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
+        self._end.argtypes = [ctypes.c_void_p]
+        quick.ortserve_threads_open.restype = ctypes.c_void_p
+        self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._threads = quick.ortserve_threads_open(threads, self._event)
+        if self._threads is None:
+            os.close(self._event)
+            raise OSError(f"the system has no room for {threads} more threads: allow this process more")
+        self._most = threads * AHEAD
+        self._ids, self._ended = (ctypes.c_uint64 * self._most)(), (ctypes.c_int * self._most)()
+        self._numbers = count()
+        self._waiting: deque[_Waiting] = deque()
+        self._given: dict[int, tuple[_Waiting, NDArray[np.uint8]]] = {}  # bytes and pixels are kept while a thread may be at them
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self, job: Job) -> asyncio.Future[NDArray[np.uint8] | None]:
+        """The pixels; None: the picture is Pillow's to decode, or to refuse. One that is cancelled before its turn is not decoded."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop = loop
+            loop.add_reader(self._event, self._look)
+        future: asyncio.Future[NDArray[np.uint8] | None] = loop.create_future()
+        self._waiting.append((future, job))
+        self._give()
+        return future
+
+    def _give(self) -> None:
+        while self._waiting and len(self._given) < self._most:
+            future, job = self._waiting.popleft()
+            if future.done():  # whoever asked has left
+                continue
+            number, pixels = next(self._numbers), job.room()
+            if self._put(self._threads, number, *job.arguments(pixels)):
+                future.set_result(None)  # no memory
+            else:
+                self._given[number] = ((future, job), pixels)
+
+    def _look(self) -> None:
+        """Hand over what is done; the eventfd was written to."""
+        os.eventfd_read(self._event)
+        taken = self._take(self._threads, self._ids, self._ended, self._most)
+        for number, ended in zip(self._ids[:taken], self._ended[:taken], strict=True):
+            (future, _), pixels = self._given.pop(number)
+            if not future.done():
+                future.set_result(pixels if ended == compiled.DONE else None)
+        self._give()
+
+    def close(self) -> None:
+        """End the threads, each after the picture it is at; what is not decoded by then is answered with None."""
+        self._end(self._threads)
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._event)
+            for future, _ in (*self._waiting, *(waiting for waiting, _ in self._given.values())):
+                if not future.done():
+                    future.set_result(None)
+        os.close(self._event)
+        self._waiting.clear()
+        self._given.clear()
