@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import weakref
 from collections import deque
 from itertools import count
 
@@ -16,7 +17,7 @@ from ortserve.jpeg import ARGUMENTS, Job
 
 _Waiting = tuple["asyncio.Future[NDArray[np.uint8] | None]", Job]
 
-# Jobs that a thread is given ahead: so many that it does not wait for a busy event loop, so few that the pixels' memory is still in the cache.
+# Jobs that a thread is given ahead: so many that it does not wait for a busy event loop, so few that the pixels' memory stays in the cache.
 AHEAD = 8
 
 
@@ -26,23 +27,30 @@ class DecodingThreads:
     def __init__(self, threads: int) -> None:
         path = str(compiled.compiled_file())
         # PyDLL keeps the interpreter during a call: each is over sooner than it would be back.
-        quick, waiting = ctypes.PyDLL(path), ctypes.CDLL(path)
-        self._put, self._take, self._end = quick.ortserve_threads_put, quick.ortserve_threads_take, waiting.ortserve_threads_close
+        quick, end = ctypes.PyDLL(path), ctypes.CDLL(path).ortserve_threads_close
+        self._put, self._take = quick.ortserve_threads_put, quick.ortserve_threads_take
         self._put.argtypes = [ctypes.c_void_p, ctypes.c_uint64, *ARGUMENTS]
         self._take.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int]
-        self._end.argtypes = [ctypes.c_void_p]
+        end.argtypes, end.restype = [ctypes.c_void_p], None
         quick.ortserve_threads_open.restype = ctypes.c_void_p
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._threads = quick.ortserve_threads_open(threads, self._event)
         if self._threads is None:
             os.close(self._event)
             raise OSError(f"the system has no room for {threads} more threads: allow this process more")
+        # At the latest before the memory goes that they are at: when the process ends, too.
+        self._end = weakref.finalize(self, end, self._threads)
         self._most = threads * AHEAD
         self._ids, self._ended = (ctypes.c_uint64 * self._most)(), (ctypes.c_int * self._most)()
         self._numbers = count()
         self._waiting: deque[_Waiting] = deque()
         self._given: dict[int, tuple[_Waiting, NDArray[np.uint8]]] = {}  # bytes and pixels are kept while a thread may be at them
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    @staticmethod
+    def possible() -> bool:
+        """Whether this system can wake an event loop for them: Linux can. What they call is to be compiled, too."""
+        return hasattr(os, "eventfd")
 
     def run(self, job: Job) -> asyncio.Future[NDArray[np.uint8] | None]:
         """The pixels; None: the picture is Pillow's to decode, or to refuse. One that is cancelled before its turn is not decoded."""
@@ -78,7 +86,7 @@ class DecodingThreads:
 
     def close(self) -> None:
         """End the threads, each after the picture it is at; what is not decoded by then is answered with None."""
-        self._end(self._threads)
+        self._end()
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(self._event)
             for future, _ in (*self._waiting, *(waiting for waiting, _ in self._given.values())):

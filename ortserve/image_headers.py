@@ -68,6 +68,7 @@ class Header:
     size: tuple[int, int]  # width, height in pixels as stored, before the orientation is applied
     orientation: int  # Exif's, 1 to 8; 1 where there is none
     data: bytes  # what the decoder gets: the parts that decide pixels
+    one_scan: bool = False  # a JPEG that is decoded in one pass, so that its size bounds the time
 
     @property
     def upright_size(self) -> tuple[int, int]:
@@ -165,7 +166,7 @@ def _jpeg(data: bytes) -> Header:
     one_scan = sequential and data[position + 4] == components
     if not one_scan and data.count(b"\xff\xda", position) > MAX_JPEG_SCANS and _jpeg_scans(data, position) > MAX_JPEG_SCANS:
         raise InvalidImage(f"expected a JPEG of at most {MAX_JPEG_SCANS} scans, got more: save the picture again")
-    return Header("jpeg", size, orientation, b"".join((*kept, data[position:])))
+    return Header("jpeg", size, orientation, b"".join((*kept, data[position:])), one_scan)
 
 
 def _jpeg_scans(data: bytes, position: int) -> int:

@@ -42,9 +42,9 @@ MEDIA_TYPES: frozenset[str] = frozenset(
 # The crop of a longer picture would show less than a hundredth of it, and Pillow would resize all of it.
 MAX_ASPECT = 100
 
-# A JPEG of which an event loop may walk the header: some tens of microseconds, at worst a millisecond.
+# An event loop may walk such a JPEG's header, in some tens of microseconds; and who waits behind one such picture waits for some 5 ms.
 SMALL_BYTES = 262_144
-SMALL_PIXELS = 1_500_000  # decoded in some 5 ms
+SMALL_PIXELS = 1_500_000
 
 # Ours is checked from the header before Pillow is asked; its own would warn, or refuse what a profile allows.
 Image.MAX_IMAGE_PIXELS = None
@@ -101,7 +101,7 @@ class Part:
 
 
 def small_jpeg(data: bytes | bytearray | memoryview, how: Preprocessing, limits: Limits) -> Part | None:
-    """What `load` would have decoded of a JPEG so small that looking at its header takes no time; None: have `load` do it.
+    """What `load` would have decoded of a JPEG that is soon walked through and soon decoded; None: have `load` do it.
 
     Raises as `load` for what its header says.
     """
@@ -109,7 +109,7 @@ def small_jpeg(data: bytes | bytearray | memoryview, how: Preprocessing, limits:
         return None
     with _only_invalid_image():
         header = inspect(data, limits)
-        return _part(header, how) if header.size[0] * header.size[1] <= SMALL_PIXELS else None
+        return _part(header, how) if header.one_scan and header.size[0] * header.size[1] <= SMALL_PIXELS else None
 
 
 def _part(header: Header, how: Preprocessing) -> Part | None:

@@ -18,12 +18,13 @@ from ortserve.errors import QueueFull, RequestError, ServingError
 from ortserve.manifest import Manifest
 from ortserve.profile import Profile
 from ortserve.tasks import Begins, Task
-from ortserve.tasks.row import Row
+from ortserve.tasks.row import Begun, Row
 from ortserve.threads import Threads
 
 if TYPE_CHECKING:
     from ortserve.session import Tensors
 
+Begin = Callable[[Any, Any], "Begun | None"]
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -87,8 +88,7 @@ class ServedModel:
         self._arrivals = Arrivals()
         self._timeout_s = profile.limits.request_timeout_ms / 1000
         self._decoders = _decoders(profile.images.decode_threads)
-        self._begin = task.begin if isinstance(task, Begins) and jpeg.way().name == "compiled" else None
-        self._quick = None if self._begin is None else DecodingThreads(_count(profile.images.decode_threads))
+        self._quick = _quick(task, profile.images.decode_threads)
 
     @property
     def name(self) -> str:
@@ -166,7 +166,7 @@ class ServedModel:
     async def _job(self, places: Sequence[Place], payloads: Sequence[Any], parameters: Any) -> list[Answer | Refusal]:
         """The answers to payloads that share one hop to a decoding thread."""
         started = time.perf_counter()
-        prepared = await self._begun(payloads, parameters) or await self._decoders.run(self._prepare, payloads, parameters)
+        prepared = await self._prepared(payloads, parameters)
         decode_s = time.perf_counter() - started
         if self._observer:
             for payload, row in zip(payloads, prepared, strict=True):
@@ -175,16 +175,17 @@ class ServedModel:
         answers = [self._answer(place, row, parameters, started, decode_s) for place, row in zip(places, prepared, strict=True)]
         return [await answers[0]] if len(answers) == 1 else await asyncio.gather(*answers)
 
-    async def _begun(self, payloads: Sequence[Any], parameters: Any) -> list[Row | RequestError] | None:
-        """The row of one payload by the quick way, where it is for that."""
-        if self._quick is None or self._begin is None or len(payloads) != 1 or isinstance(payloads[0], RequestError):
-            return None
-        try:
-            begun = self._begin(payloads[0], parameters)
-        except RequestError as error:
-            return [error]
-        pixels = None if begun is None else await self._quick.run(begun.job)
-        return None if begun is None or pixels is None else [begun.row(pixels)]
+    async def _prepared(self, payloads: Sequence[Any], parameters: Any) -> list[Row | RequestError]:
+        """A row or an error for each payload; one alone by the threads that do not want the interpreter, where it is for them."""
+        if self._quick and len(payloads) == 1 and not isinstance(payloads[0], RequestError):
+            begin, threads = self._quick
+            try:
+                begun = begin(payloads[0], parameters)
+            except RequestError as error:
+                return [error]
+            if begun and (pixels := await threads.run(begun.job)) is not None:
+                return [begun.row(pixels)]
+        return await self._decoders.run(self._prepare, payloads, parameters)
 
     def _prepare(self, payloads: Sequence[Any], parameters: Any) -> list[Row | RequestError]:
         rows: list[Row | RequestError] = []
@@ -219,7 +220,7 @@ class ServedModel:
         await self.engine.close()
         self._decoders.close()
         if self._quick:
-            self._quick.close()
+            self._quick[1].close()
 
     def facts(self) -> Mapping[str, Any]:
         """What `GET /models/{name}` shows: the manifest, and what its engine really runs."""
@@ -234,18 +235,18 @@ class ServedModel:
 
 def _decoders(wanted: int | Literal["auto"]) -> Threads:
     """As many threads as wanted; auto: a CPU is the event loop's, unless the pictures are large."""
-    if wanted != "auto":
-        return Threads(wanted, "decode")
-    cpus = available_cpus()
-    count = max(1, cpus - 1)
-    return Threads(count, "decode", on_call=cpus - count)
+    count = _count(wanted)
+    return Threads(count, "decode", on_call=available_cpus() - count if wanted == "auto" else 0)
+
+
+def _quick(task: Task, wanted: int | Literal["auto"]) -> tuple[Begin, DecodingThreads] | None:
+    """How the task begins a payload, and as many threads for that, where there can be such; they sleep where it begins none."""
+    if isinstance(task, Begins) and jpeg.way().name == "compiled" and DecodingThreads.possible():
+        return task.begin, DecodingThreads(_count(wanted))
+    return None
 
 
 def _count(wanted: int | Literal["auto"]) -> int:
-    import os
-
-    if n := os.environ.get("QN"):
-        return int(n)
     return max(1, available_cpus() - 1) if wanted == "auto" else wanted
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +21,11 @@ from ortserve import compiled, images, jpeg
 from ortserve.errors import InvalidImage, RequestError
 from ortserve.manifest import Preprocessing
 from ortserve.profile import Limits
-from ortserve.resample import Box
+from ortserve.resample import Box, bordered
 
 FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
 LIMITS = Limits()
+Asked = tuple[bytes, int, tuple[int, int], tuple[int, int], Box, Image.Resampling]  # what `jpeg.job` is asked
 HOW = Preprocessing(mode="crop", height=56, width=56, resize_size=64, mean=(0, 0, 0), std=(1, 1, 1))
 
 
@@ -43,6 +45,13 @@ def encoded(picture: Image.Image, orientation: int = 1, **options: object) -> by
     return file.getvalue()
 
 
+def resized(*asked: Any) -> NDArray[np.uint8] | None:
+    """What becomes of that, the box's border included, or None."""
+    wanted = jpeg.job(*asked)
+    pixels = None if wanted is None else jpeg.resized(wanted)
+    return None if wanted is None or pixels is None else bordered(pixels, wanted.within, asked[4])
+
+
 def by_pillow(data: bytes, size: tuple[int, int], box: Box, resampling: Image.Resampling) -> NDArray[np.uint8]:
     return np.asarray(images.decode(data, LIMITS).resize(size, resampling).crop(box))
 
@@ -55,7 +64,7 @@ def without_last_scans(data: bytes, scans: int) -> bytes:
 
 
 @st.composite
-def parts(draw: st.DrawFn) -> tuple[bytes, int, tuple[int, int], tuple[int, int], Box, Image.Resampling]:
+def parts(draw: st.DrawFn) -> Asked:
     """A JPEG, its orientation, its upright size, a size, a box inside that, a filter."""
     side = st.integers(1, 300) | st.integers(1, 40) | st.sampled_from((1, 2, 8, 16, 17, 32, 33, 224, 256))
     picture = smooth(draw(side), draw(side))
@@ -79,9 +88,7 @@ def parts(draw: st.DrawFn) -> tuple[bytes, int, tuple[int, int], tuple[int, int]
     return data, orientation, upright, size, box, draw(st.sampled_from(FILTERS))
 
 
-def case(
-    picture: Image.Image, size: tuple[int, int], box: Box, orientation: int = 1, **options: object
-) -> tuple[bytes, int, tuple[int, int], tuple[int, int], Box, Image.Resampling]:
+def case(picture: Image.Image, size: tuple[int, int], box: Box, orientation: int = 1, **options: object) -> Asked:
     upright = picture.size[::-1] if orientation >= 5 else picture.size
     return encoded(picture, orientation, **options), orientation, upright, size, box, Image.Resampling.BILINEAR
 
@@ -92,9 +99,9 @@ def case(
 @example(case(smooth(500, 375), (256, 341), (16, 58, 240, 282), 6))
 @example(case(smooth(300, 300), (300, 300), (140, 140, 141, 141), progressive=True))
 @example(case(smooth(60, 290), (50, 40), (10, 10, 30, 30)))  # down first
-def test_every_pixel_is_pillows(part: tuple[bytes, int, tuple[int, int], tuple[int, int], Box, Image.Resampling]) -> None:
+def test_every_pixel_is_pillows(part: Asked) -> None:
     data, _, _, size, box, resampling = part
-    pixels = jpeg.resized(*part)
+    pixels = resized(*part)
     assert pixels is not None
     assert np.array_equal(pixels, by_pillow(data, size, box, resampling))
 
@@ -109,7 +116,7 @@ def test_every_way_to_store_chroma(factors: tuple[int, int]) -> None:
     for left, top in ((0, 0), (30, 41), (70, 70)):
         box = (left, top, left + 30, top + 20)
         header = images.inspect(bytes(data), LIMITS)
-        pixels = jpeg.resized(header.data, 1, header.upright_size, size, box, Image.Resampling.BICUBIC)
+        pixels = resized(header.data, 1, header.upright_size, size, box, Image.Resampling.BICUBIC)
         # Blocks that are not there end the scan early: both then have what Pillow makes of it, or nothing.
         if pixels is not None:
             assert np.array_equal(pixels, by_pillow(bytes(data), size, box, Image.Resampling.BICUBIC))
@@ -118,7 +125,7 @@ def test_every_way_to_store_chroma(factors: tuple[int, int]) -> None:
 def test_a_box_that_reaches_outside_is_black_there() -> None:
     data = encoded(smooth(90, 70))
     for box in ((-7, -9, 60, 70), (20, 12, 50, 40), (31, 23, 40, 40), (10, -3, 20, 30)):
-        pixels = jpeg.resized(data, 1, (90, 70), (31, 23), box, Image.Resampling.BICUBIC)
+        pixels = resized(data, 1, (90, 70), (31, 23), box, Image.Resampling.BICUBIC)
         expected = by_pillow(data, (31, 23), box, Image.Resampling.BICUBIC)
         if box[0] >= 31:
             assert pixels is None  # nothing of the picture: nothing to decode it for
@@ -137,13 +144,35 @@ def test_load_is_preprocess_of_decode(mode: str, interpolation: str, orientation
     assert np.array_equal(images.load(data, how, LIMITS, decoder="exact"), images.preprocess(images.decode(data, LIMITS), how))
 
 
+def test_small_jpegs_are_for_the_threads_that_want_no_interpreter() -> None:
+    picture = smooth(130, 90)
+    part = images.small_jpeg(encoded(picture), HOW, LIMITS)
+    assert part is not None
+    pixels = jpeg.resized(part.job)
+    assert pixels is not None
+    assert np.array_equal(part.finished(pixels), images.load(encoded(picture), HOW, LIMITS, decoder="exact"))
+    png = io.BytesIO()
+    picture.save(png, "PNG")
+    others = {
+        "several scans": encoded(picture, progressive=True),
+        "many bytes": encoded(smooth(1200, 1200), quality=95),
+        "many pixels": encoded(Image.new("RGB", (1600, 1000))),
+        "another format": png.getvalue(),
+        "rubbish": b"rubbish",
+        "nothing": b"",
+    }
+    assert {name: images.small_jpeg(data, HOW, LIMITS) for name, data in others.items()} == dict.fromkeys(others)
+    with pytest.raises(InvalidImage):
+        images.small_jpeg(encoded(picture)[:200], HOW, LIMITS)
+
+
 # --- what is Pillow's to decode ---------------------------------------------------------------------------------------
 
 
 def tried(data: bytes) -> NDArray[np.uint8] | None:
     header = images.inspect(data, LIMITS)
     framing = images.frame(header.upright_size, HOW)
-    return jpeg.resized(header.data, header.orientation, header.upright_size, framing.size, framing.box, Image.Resampling.BILINEAR)
+    return resized(header.data, header.orientation, header.upright_size, framing.size, framing.box, Image.Resampling.BILINEAR)
 
 
 def outcome(load: Callable[[], NDArray[np.uint8]]) -> bytes | tuple[type[RequestError], str]:
@@ -197,11 +226,11 @@ DAMAGED = [encoded(smooth(90, 70), progressive=progressive, subsampling=2) for p
 def test_many_threads_at_once() -> None:
     work = [case(smooth(200 + i, 150 + 3 * i), (90, 70), (i, i, 80, 60), 1 + i % 8, progressive=i % 3 == 0) for i in range(16)]
     work += [(b"\xff\xd8" + data[200:], *rest) for data, *rest in work[:4]]  # type: ignore[misc]  # rubbish among them
-    expected = [jpeg.resized(*part) for part in work]
+    expected = [resized(*part) for part in work]
     assert [pixels is None for pixels in expected] == [False] * 16 + [True] * 4
     with ThreadPoolExecutor(8) as pool:
         for _ in range(10):
-            for pixels, wanted in zip(pool.map(lambda part: jpeg.resized(*part), work), expected, strict=True):
+            for pixels, wanted in zip(pool.map(lambda part: resized(*part), work), expected, strict=True):
                 assert (pixels is None) == (wanted is None)
                 assert wanted is None or np.array_equal(pixels, wanted)  # type: ignore[arg-type]
 
@@ -217,8 +246,8 @@ def test_nothing_is_kept() -> None:
     def several() -> None:
         for _ in range(10):  # 8 MB each, if one were kept
             for data, size, orientation in ((whole, sizes[0], 6), (progressive, sizes[1], 1)):
-                assert jpeg.resized(data, orientation, size, (64, 48), (0, 0, 64, 48), Image.Resampling.BILINEAR) is not None
-                assert jpeg.resized(data[: len(data) // 2], orientation, size, (64, 48), (0, 0, 64, 48), Image.Resampling.BILINEAR) is None
+                assert resized(data, orientation, size, (64, 48), (0, 0, 64, 48), Image.Resampling.BILINEAR) is not None
+                assert resized(data[: len(data) // 2], orientation, size, (64, 48), (0, 0, 64, 48), Image.Resampling.BILINEAR) is None
 
     several()
     before = resident()
@@ -243,4 +272,4 @@ def test_nonsense_is_refused_before_memory_is_touched(wrong: dict[int, int | Non
 
 @pytest.mark.parametrize("said", [(61, 50), (60, 49), (50, 60)])
 def test_a_size_that_is_not_the_pictures_is_declined(said: tuple[int, int]) -> None:
-    assert jpeg.resized(encoded(smooth(60, 50)), 1, said, (40, 30), (0, 0, 40, 30), Image.Resampling.BILINEAR) is None
+    assert resized(encoded(smooth(60, 50)), 1, said, (40, 30), (0, 0, 40, 30), Image.Resampling.BILINEAR) is None
