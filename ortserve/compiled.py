@@ -1,10 +1,8 @@
 """The C of `native/`, for pixels: compiled where it runs, and used only where it gives Pillow's.
 
-    python -m ortserve.compiled
-
-compiles it with the C compiler of this machine, beside its source, under a name that says which source and which machine: a stale one is
-never loaded. What cannot be loaded, or gives other pixels than the installed Pillow, is not used: then Pillow does the same, several times
-slower. `resample.way` and `jpeg.way` tell which, and why.
+It lies beside its source (`python -m ortserve.compile`), under a name that says which source and which machine: a stale one is never
+loaded. What cannot be loaded, or gives other pixels than the installed Pillow, is not used: then Pillow does the same, slower, and
+`resample.way` and `jpeg.way` tell that, and why.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ FOLDER = Path(__file__).with_name("native")
 # No flag for the arithmetic of floats: the compiler's default is what Pillow's own code is compiled with.
 FLAGS = ("-std=gnu11", "-O3", "-fwrapv", "-fPIC", "-shared", "-pthread")
 LIBRARIES = ("-lm", "-ldl")
-REMEDY = "install gcc and the C library's headers, then run python -m ortserve.compiled"
+REMEDY = "install gcc and the C library's headers, then run python -m ortserve.compile"
 
 DONE, DECLINED = 0, 3  # of pixels.h
 _NO_MEMORY = 2  # and 1: nonsense was asked for
@@ -115,20 +113,3 @@ def compile_here() -> Path:
     finally:
         unfinished.unlink(missing_ok=True)
     return path
-
-
-def main() -> None:
-    """Compile, and say what works on pictures from now on. Never fails: Pillow can do it as well."""
-    from ortserve import jpeg, resample
-
-    try:
-        compile_here()
-    except RuntimeError as error:
-        print(f"Pillow decodes and resizes pictures, same pixels but slower: {error}; {REMEDY}")
-        return
-    print(f"JPEGs are decoded by {jpeg.way()}")
-    print(f"pictures are resized by {resample.way()}")
-
-
-if __name__ == "__main__":
-    main()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ortserve import compiled, images, jpeg, resample
+from ortserve import compile, compiled, images, jpeg, resample
 from ortserve.manifest import Preprocessing
 from ortserve.profile import Limits
 
@@ -72,7 +72,7 @@ def test_without_one_it_is_pillow_and_the_log_says_what_to_do(caplog: pytest.Log
         assert ways() == ("pillow", "pillow")
     for message in caplog.messages:
         assert "Pillow, same pixels but slower: there is no _pixels-" in message
-        assert "python -m ortserve.compiled" in message
+        assert "python -m ortserve.compile" in message
     pixels_are_pillows()
 
 
@@ -148,7 +148,7 @@ def test_a_pillow_without_its_libjpeg_decodes_by_itself(sources: Path, caplog: p
 @pytest.mark.usefixtures("sources")
 def test_no_compiler_is_no_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("PATH", "")
-    compiled.main()
+    compile.main()
     said = capsys.readouterr().out
     assert "Pillow decodes and resizes" in said
     assert "there is no C compiler here; install gcc" in said
@@ -156,7 +156,7 @@ def test_no_compiler_is_no_failure(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 def test_a_compiler_that_fails_is_quoted(sources: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (sources / "resample.c").write_text("int broken(", encoding="utf-8")
-    compiled.main()
+    compile.main()
     said = capsys.readouterr().out
     assert "Pillow decodes and resizes" in said
     assert "cannot compile native/" in said

@@ -29,7 +29,21 @@ BENTOML = {"bentoml", "_bentoml_impl", "_bentoml_sdk"}
 HTTP = {"starlette", "uvicorn", "python_multipart"} | BENTOML
 
 # The ground floor: imported by everything, imports nothing above it.
-FOUNDATION = {"errors", "manifest", "profile", "cpus", "images", "image_headers", "nms", "placement", "resample", "gpu"}
+FOUNDATION = {
+    "errors",
+    "manifest",
+    "profile",
+    "cpus",
+    "compile",
+    "compiled",
+    "images",
+    "image_headers",
+    "jpeg",
+    "nms",
+    "placement",
+    "resample",
+    "gpu",
+}
 # Runs models and knows no HTTP.
 ENGINE = {
     *("session", "heap", "shared_pool", "bound", "cudart", "providers", "tensorrt", "batching", "batch", "fair_queue", "slots", "refusals"),
