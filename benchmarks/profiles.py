@@ -131,11 +131,12 @@ def watched(served: Served, seconds: float) -> tuple[dict[str, float], dict[str,
         for process in served.processes()
         for thread, spent in _by_thread(process).items()
     }
+    names = {thread: _name(process.pid, thread) for process in served.processes() for thread in _by_thread(process)}
     seen: Counter[str] = Counter()
     for line in lines:
         stack, _, count = line.rpartition(" ")
         seen[stack.rpartition(";")[2].rpartition(":")[0] + ")"] += int(count)
-    return folded(lines, cpu_s), {function: count / seen.total() for function, count in seen.most_common(10)}
+    return folded(lines, cpu_s, names), {function: count / seen.total() for function, count in seen.most_common(10)}
 
 
 def sampled(processes: Sequence[psutil.Process], seconds: float) -> list[str]:
@@ -235,6 +236,13 @@ def _is_python(process: psutil.Process) -> bool:
         return "python" in Path(process.exe()).name
     except psutil.Error:
         return False
+
+
+def _name(process: int, thread: int) -> str:
+    try:
+        return Path(f"/proc/{process}/task/{thread}/comm").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""  # it ended meanwhile
 
 
 if __name__ == "__main__":

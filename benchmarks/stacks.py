@@ -43,8 +43,10 @@ def part_of(frames: Iterable[str]) -> str:
     return REST
 
 
-def folded(lines: Iterable[str], cpu_s: Mapping[int, float]) -> dict[str, float]:
+def folded(lines: Iterable[str], cpu_s: Mapping[int, float], names: Mapping[int, str]) -> dict[str, float]:
     """CPU seconds of each part. `lines` are py-spy's (`--format raw --threads`), `cpu_s` the seconds of each of the server's threads.
+
+    Threads without Python are told by their `names`: those that decode JPEGs, else the session's.
 
     A thread that py-spy names by no number of the kernel's is left out. Raises ValueError where a line is none of py-spy's.
     """
@@ -58,7 +60,7 @@ def folded(lines: Iterable[str], cpu_s: Mapping[int, float]) -> dict[str, float]
             samples.setdefault(int(found[1]), Counter())[part_of(frames)] += int(count)
     parts: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     for thread_id, seconds in cpu_s.items():
-        seen = samples.get(thread_id, Counter({MODEL: 1}))
+        seen = samples.get(thread_id, Counter({DECODE if names.get(thread_id) == "jpeg" else MODEL: 1}))
         for part, count in seen.items():
             parts[part] += seconds * count / seen.total()
     return parts

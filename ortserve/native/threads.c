@@ -1,4 +1,4 @@
-/* Threads that never want the interpreter: jobs of `ortserve_resample_jpeg`, put and taken by an event loop's thread, which an eventfd wakes.
+/* Threads that never want the interpreter: jobs of `ortserve_resample_jpeg`, put and taken by an event loop's thread, which an eventfd wakes. Linux alone has those.
 
    A thread of Python's gives the interpreter away while it decodes, and has to wait for it after each picture, behind an event loop that is
    busy: a sixth of its time. These are told what to do, and tell that it is done, by a list and a lock. `decoding.py` is their other end. */
@@ -7,6 +7,10 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
+
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
 
 #include "pixels.h"
 
@@ -49,6 +53,9 @@ static struct job *take_first(struct list *list) {
 
 static void *work(void *argument) {
     struct threads *threads = argument;
+#ifdef __linux__
+    prctl(PR_SET_NAME, "jpeg"); /* what top -H and a profile call it */
+#endif
     pthread_mutex_lock(&threads->lock);
     for (;;) {
         while (!threads->waiting.first && !threads->closing) pthread_cond_wait(&threads->wanted, &threads->lock);

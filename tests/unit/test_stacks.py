@@ -35,20 +35,20 @@ def test_samples_divide_the_seconds_of_their_thread() -> None:
         "thread (8): MainThread;Runner.run (asyncio/runners.py:118) 500",  # hardly ever on a CPU, whatever py-spy took it for
         "thread (0x7F12): decode_1;ImageFile.load (PIL/ImageFile.py:425) 99",  # no number of the kernel's
     ]
-    found = folded(lines, {7: 2.0, 8: 0.1, 9: 0.5})  # 9 has no Python frame: ONNX Runtime's
+    found = folded(lines, {7: 2.0, 8: 0.1, 9: 0.5, 10: 0.7}, {9: "python", 10: "jpeg"})  # 9 has no Python frame: ONNX Runtime's; 10 is ours
     assert list(found) == list(PARTS)
-    assert {part: seconds for part, seconds in found.items() if seconds} == pytest.approx({RESIZE: 1.5, DECODE: 0.5, HTTP: 0.1, MODEL: 0.5})
+    assert {part: seconds for part, seconds in found.items() if seconds} == pytest.approx({RESIZE: 1.5, DECODE: 1.2, HTTP: 0.1, MODEL: 0.5})
 
 
 def test_the_sample_keeps_every_second() -> None:
     threads = {int(line.split("(", 1)[1].split(")", 1)[0]) for line in SAMPLE}
-    assert sum(folded(SAMPLE, dict.fromkeys(threads, 1.5)).values()) == pytest.approx(1.5 * len(threads))
+    assert sum(folded(SAMPLE, dict.fromkeys(threads, 1.5), {}).values()) == pytest.approx(1.5 * len(threads))
 
 
 @pytest.mark.parametrize("line", ["ImageFile.load (PIL/ImageFile.py:425) 10", "thread (7): a;b (c.py:1)", ""])
 def test_a_line_of_another_form_is_refused(line: str) -> None:
     with pytest.raises(ValueError, match="expected `thread"):
-        folded([line], {})
+        folded([line], {}, {})
 
 
 def test_the_table_has_the_milliseconds_and_shares_of_each_system(tmp_path: Path) -> None:
