@@ -148,7 +148,7 @@ $(VENV)/.serving: requirements/serving.txt $(VENV)/.uv
 	@touch $@
 
 # A shared library of one file; made again where its source changes. Without a compiler it says so, and Pillow does the same, slower.
-$(VENV)/.compiled: ortserve/compiled.py ortserve/compile.py $(wildcard ortserve/native/*.[ch]) $(VENV)/.serving
+$(VENV)/.compiled: ortserve/compiled.py ortserve/compile.py $(wildcard ortserve/native/*.[ch] ortserve/native/libjpeg/*.h) $(VENV)/.serving
 	@$(BIN)/python -m ortserve.compile
 	@touch $@
 

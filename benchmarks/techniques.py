@@ -53,6 +53,13 @@ TECHNIQUES = (
         32,
         without={"images": {"decode_threads": available_cpus()}},
     ),
+    Technique(
+        "native_threads",
+        "JPEGs decoded by threads that do not want the interpreter, over Python's",
+        "near_empty",
+        32,
+        env=HIDING | {"WITHOUT": "os.eventfd"},  # without which there are none
+    ),
     Technique("batches", "batches, over one by one", "near_empty", 32, execution={"batching": {"max_batch_size": 1}}),
     Technique("batches_resnet50", "the same", "resnet50", 32, execution={"batching": {"max_batch_size": 1}}),
     Technique("in_flight", "two batches in flight, over one", "resnet50", 32, execution={"batching": {"max_in_flight": 1}}),

@@ -49,7 +49,7 @@ class Way(NamedTuple):
 def tried(make: Callable[[ctypes.CDLL], Function], agrees: Callable[[Function], bool]) -> tuple[Function | None, Way]:
     """What `make` takes out of the compiled file where that `agrees` with Pillow, and which way that makes, with the remedy.
 
-    `make` raises OSError or AttributeError for what is not in the file, ImportError with what lacks beneath it.
+    `make` raises OSError or AttributeError for what is not in the file; either may raise ImportError, with what lacks beneath it.
     """
     path = compiled_file()
     if not path.exists():
@@ -104,7 +104,7 @@ def compile_here() -> Path:
     try:
         subprocess.run([compiler, *FLAGS, "-o", str(unfinished), *code, *LIBRARIES], check=True, capture_output=True, text=True)
         for older in FOLDER.glob(path.name.replace(_fingerprint(), "*")):
-            older.unlink()
+            older.unlink(missing_ok=True)
         unfinished.rename(path)
     except subprocess.CalledProcessError as error:
         raise RuntimeError(f"{compiler} cannot compile {FOLDER.name}/:\n{error.stderr}") from error

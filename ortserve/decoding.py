@@ -7,12 +7,14 @@ import ctypes
 import os
 import weakref
 from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ortserve import compiled
+from ortserve import compiled, refusals
 from ortserve.jpeg import ARGUMENTS, Job
 
 _Waiting = tuple["asyncio.Future[NDArray[np.uint8] | None]", Job]
@@ -38,8 +40,9 @@ class DecodingThreads:
         if self._threads is None:
             os.close(self._event)
             raise OSError(f"the system has no room for {threads} more threads: allow this process more")
-        # At the latest before the memory goes that they are at: when the process ends, too.
-        self._end = weakref.finalize(self, end, self._threads)
+        # At the latest before the memory goes that they are at: when the process ends, too. A child has none of them.
+        self._end = weakref.finalize(self, _end, end, self._threads, self._event)
+        os.register_at_fork(after_in_child=self._end.detach)
         self._most = threads * AHEAD
         self._ids, self._ended = (ctypes.c_uint64 * self._most)(), (ctypes.c_int * self._most)()
         self._numbers = count()
@@ -53,8 +56,13 @@ class DecodingThreads:
         return hasattr(os, "eventfd")
 
     def run(self, job: Job) -> asyncio.Future[NDArray[np.uint8] | None]:
-        """The pixels; None: the picture is Pillow's to decode, or to refuse. One that is cancelled before its turn is not decoded."""
+        """The pixels; None: the picture is Pillow's to decode, or to refuse. One that is cancelled before its turn is not decoded.
+
+        Raises ShuttingDown once they are closed, MemoryError.
+        """
         loop = asyncio.get_running_loop()
+        if not self._end.alive:
+            raise refusals.stopping()
         if self._loop is not loop:
             self._loop = loop
             loop.add_reader(self._event, self._look)
@@ -68,30 +76,47 @@ class DecodingThreads:
             future, job = self._waiting.popleft()
             if future.done():  # whoever asked has left
                 continue
-            number, pixels = next(self._numbers), job.room()
-            if self._put(self._threads, number, *job.arguments(pixels)):
-                future.set_result(None)  # no memory
+            try:
+                number, pixels = next(self._numbers), job.room()
+                if self._put(self._threads, number, *job.arguments(pixels)):
+                    raise MemoryError("no memory for a job of decoding")
+            except Exception as error:
+                future.set_exception(error)
             else:
                 self._given[number] = ((future, job), pixels)
 
     def _look(self) -> None:
         """Hand over what is done; the eventfd was written to."""
-        os.eventfd_read(self._event)
+        with suppress(BlockingIOError):  # it was looked at already
+            os.eventfd_read(self._event)
         taken = self._take(self._threads, self._ids, self._ended, self._most)
-        for number, ended in zip(self._ids[:taken], self._ended[:taken], strict=True):
-            (future, _), pixels = self._given.pop(number)
-            if not future.done():
-                future.set_result(pixels if ended == compiled.DONE else None)
+        done = [(*self._given.pop(number), ended) for number, ended in zip(self._ids[:taken], self._ended[:taken], strict=True)]
+        for (future, job), pixels, ended in done:
+            if future.done() or future.get_loop().is_closed():
+                continue  # whoever asked has left
+            try:
+                if ended != compiled.DECLINED:
+                    compiled.check(ended, job.upright, job.size, job.within, job.resampling)
+            except (MemoryError, ValueError) as error:
+                future.set_exception(error)
+            else:
+                future.set_result(None if ended == compiled.DECLINED else pixels)
         self._give()
 
     def close(self) -> None:
-        """End the threads, each after the picture it is at; what is not decoded by then is answered with None."""
-        self._end()
+        """End the threads, each after the picture it is at; who still waits is told that the service stops."""
+        if not self._end.alive:
+            return
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(self._event)
-            for future, _ in (*self._waiting, *(waiting for waiting, _ in self._given.values())):
-                if not future.done():
-                    future.set_result(None)
-        os.close(self._event)
+        self._end()
+        for future, _ in (*self._waiting, *(waiting for waiting, _ in self._given.values())):
+            if not future.done() and not future.get_loop().is_closed():
+                future.set_exception(refusals.stopping())
         self._waiting.clear()
         self._given.clear()
+
+
+def _end(end: Callable[[int], None], threads: int, event: int) -> None:
+    end(threads)
+    os.close(event)

@@ -24,12 +24,16 @@ MAX_SEGMENTS = 4_096
 MAX_CHUNKS = 65_536
 # Tables and frame header of a JPEG together; real ones stay under 4 KB.
 MAX_JPEG_TABLES_BYTES = 65_536
+# Steps of a walk that nobody is to notice: encoders write some twenty segments, cameras some dozens of Exif entries.
+QUICK_SEGMENTS = 32
+QUICK_EXIF_ENTRIES = 48
 # A progressive JPEG goes over all its blocks once for each scan. Encoders write about ten; those that search for the smallest file, 64.
 MAX_JPEG_SCANS = 100
 
 _DAMAGED = "the picture is damaged or cut off: send a whole JPEG, PNG, WebP, BMP or GIF"
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15
-_SEQUENTIAL = frozenset({0xC0, 0xC1, 0xC9})
+_HUFFMAN = frozenset({0xC0, 0xC1})
+_SEQUENTIAL = _HUFFMAN | {0xC9}
 _TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD})  # Huffman, arithmetic, quantisation, restart interval
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -68,7 +72,7 @@ class Header:
     size: tuple[int, int]  # width, height in pixels as stored, before the orientation is applied
     orientation: int  # Exif's, 1 to 8; 1 where there is none
     data: bytes  # what the decoder gets: the parts that decide pixels
-    one_scan: bool = False  # a JPEG that is decoded in one pass, so that its size bounds the time
+    bounded: bool = False  # a JPEG of one Huffman-coded scan, whose size bounds the time it takes to decode
 
     @property
     def upright_size(self) -> tuple[int, int]:
@@ -76,18 +80,25 @@ class Header:
         return self.size[::-1] if self.orientation >= 5 else self.size
 
 
-def inspect(data: bytes | bytearray | memoryview, limits: Limits) -> Header:
+class TakesLong(Exception):
+    """The structure of a picture is not walked through in a moment."""
+
+
+def inspect(data: bytes | bytearray | memoryview, limits: Limits, *, quick: bool = False) -> Header:
     """The header of the picture in `data`, within the limits.
 
     Raises PayloadTooLarge over `max_image_bytes`, ImageTooLarge over `max_image_pixels`, UnsupportedMediaType for a picture of another
-    format, InvalidImage for what is no picture; rubbish may also raise IndexError or struct.error.
+    format, InvalidImage for what is no picture; rubbish may also raise IndexError or struct.error. With `quick` TakesLong, for all but most
+    JPEGs.
     """
     length = memoryview(data).nbytes
     if length > limits.max_image_bytes:
         raise PayloadTooLarge(f"expected a picture of at most {limits.max_image_bytes} bytes, got {length}: send a smaller one")
     data = bytes(data)  # the same object where it is bytes already
     if data.startswith(b"\xff\xd8\xff"):
-        header = _jpeg(data)
+        header = _jpeg(data, quick)
+    elif quick:
+        raise TakesLong
     elif data.startswith(b"\x89PNG\r\n\x1a\n"):
         header = _png(data)
     elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
@@ -115,14 +126,14 @@ def _unknown(data: bytes) -> UnsupportedMediaType | InvalidImage:
     return InvalidImage("the bytes are not a picture: send a JPEG, PNG, WebP, BMP or GIF")
 
 
-def _jpeg(data: bytes) -> Header:
+def _jpeg(data: bytes, quick: bool) -> Header:
     kept = [b"\xff\xd8"]
     kept_bytes = 0
     size: tuple[int, int] | None = None
-    components, sequential = 0, False
+    components, frame = 0, 0
     orientation = 1
     position = 2
-    for _ in range(MAX_SEGMENTS):
+    for _ in range(QUICK_SEGMENTS if quick else MAX_SEGMENTS):
         position = data.index(b"\xff", position)  # bytes between segments are skipped, as decoders do
         marker = data[position + 1]
         if marker == 0xFF:  # fill
@@ -140,22 +151,25 @@ def _jpeg(data: bytes) -> Header:
             if size is not None:
                 raise InvalidImage(_DAMAGED)
             bits, height, width, components = unpack_from(">BHHB", data, position + 4)
-            sequential = marker in _SEQUENTIAL
+            frame = marker
             if bits != 8:
                 raise UnsupportedMediaType(f"expected a JPEG of 8 bits per sample, got {bits}: convert the picture first")
             size = (width, height)
         elif marker == 0xE1 and orientation == 1 and data.startswith(b"Exif\0\0", position + 4):
-            orientation = exif_orientation(data[position + 10 : end])
+            orientation = exif_orientation(data[position + 10 : end], QUICK_EXIF_ENTRIES if quick else None)
         if (
             marker in _FRAMES
             or marker in _TABLES
-            or (marker == 0xE0 and data.startswith(b"JFIF\0", position + 4))
-            or (marker == 0xEE and data.startswith(b"Adobe", position + 4))
+            # Not those that are too short to say anything: Pillow would stumble over them, libjpeg passes them over.
+            or (marker == 0xE0 and end - position >= 18 and data.startswith(b"JFIF\0", position + 4))
+            or (marker == 0xEE and end - position >= 16 and data.startswith(b"Adobe", position + 4))
         ):
             kept.append(data[position:end])
             kept_bytes += end - position
         position = end
     else:
+        if quick:
+            raise TakesLong
         raise InvalidImage(f"expected a JPEG of at most {MAX_SEGMENTS} segments, got more: save the picture without its metadata")
     if size is None:
         raise InvalidImage(_DAMAGED)
@@ -163,10 +177,12 @@ def _jpeg(data: bytes) -> Header:
         raise InvalidImage(f"expected at most {MAX_JPEG_TABLES_BYTES} bytes of JPEG tables, got {kept_bytes}: save the picture again")
     # A picture whose first scan holds all components of a sequential frame ends with it. In others, trailing data and metadata may hold the
     # two bytes of a scan's marker by chance: only many of them are worth the exact walk.
-    one_scan = sequential and data[position + 4] == components
+    one_scan = frame in _SEQUENTIAL and data[position + 4] == components
+    if quick and not one_scan:
+        raise TakesLong
     if not one_scan and data.count(b"\xff\xda", position) > MAX_JPEG_SCANS and _jpeg_scans(data, position) > MAX_JPEG_SCANS:
         raise InvalidImage(f"expected a JPEG of at most {MAX_JPEG_SCANS} scans, got more: save the picture again")
-    return Header("jpeg", size, orientation, b"".join((*kept, data[position:])), one_scan)
+    return Header("jpeg", size, orientation, b"".join((*kept, data[position:])), one_scan and frame in _HUFFMAN)
 
 
 def _jpeg_scans(data: bytes, position: int) -> int:
@@ -283,8 +299,11 @@ def _bmp(data: bytes) -> Header:
     return Header("bmp", (width, abs(height)), 1, data)
 
 
-def exif_orientation(exif: bytes) -> int:
-    """The orientation in an Exif block (a TIFF header and its first directory), 1 to 8; 1 where there is none that can be read."""
+def exif_orientation(exif: bytes, most: int | None = None) -> int:
+    """The orientation in an Exif block (a TIFF header and its first directory), 1 to 8; 1 where there is none that can be read.
+
+    Raises TakesLong where the directory has more than `most` entries.
+    """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None or len(exif) < 8:
         return 1
@@ -292,6 +311,8 @@ def exif_orientation(exif: bytes) -> int:
     if directory + 2 > len(exif):
         return 1
     entries = unpack_from(order + "H", exif, directory)[0]
+    if most is not None and entries > most:
+        raise TakesLong
     for index in range(entries):
         entry = directory + 2 + 12 * index
         if entry + 12 > len(exif):

@@ -1,4 +1,4 @@
-"""Hostile bytes to `uint8` pixels. Runs in worker threads; knows no HTTP, keeps no state, writes nothing.
+"""Hostile bytes to `uint8` pixels. Runs in worker threads, `small_jpeg` in any; knows no HTTP, keeps no state, writes nothing.
 
 What a picture becomes, whatever it was: RGB, 8 bits, upright.
 
@@ -29,12 +29,12 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from ortserve import jpeg
 from ortserve.errors import ImageTooLarge, InvalidImage, RequestError
-from ortserve.image_headers import Header, ImageFormat, inspect
+from ortserve.image_headers import Header, ImageFormat, TakesLong, inspect
 from ortserve.jpeg import UPRIGHT
 from ortserve.manifest import Preprocessing
 from ortserve.placement import RESAMPLING, lay, on_canvas, place
 from ortserve.profile import Limits
-from ortserve.resample import Box, bordered, resized
+from ortserve.resample import FILTERED, Box, bordered, resized
 
 MEDIA_TYPES: frozenset[str] = frozenset(
     {"image/jpeg", "image/jpg", "image/pjpeg", "image/png", "image/apng", "image/webp", "image/bmp", "image/x-ms-bmp", "image/gif"}
@@ -42,7 +42,7 @@ MEDIA_TYPES: frozenset[str] = frozenset(
 # The crop of a longer picture would show less than a hundredth of it, and Pillow would resize all of it.
 MAX_ASPECT = 100
 
-# An event loop may walk such a JPEG's header, in some tens of microseconds; and who waits behind one such picture waits for some 5 ms.
+# So many an event loop may copy, so many are decoded in some 5 ms, for which whoever is behind has to wait.
 SMALL_BYTES = 262_144
 SMALL_PIXELS = 1_500_000
 
@@ -81,10 +81,18 @@ def load(
         draft_size = (how.resize_size or how.width, how.resize_size or how.height)
     with _only_invalid_image():
         header = inspect(data, limits)
-        if draft_size is None and (part := _part(header, how)) is not None and (pixels := jpeg.resized(part.job)) is not None:
-            return part.finished(pixels)
+        part = _part(header, how) if draft_size is None else None
+    if part is not None and (pixels := jpeg.resized(part.job)) is not None:
+        return part.finished(pixels)
+    with _only_invalid_image():
         image = _decoded(header, draft_size)
     return preprocess(image, how)
+
+
+def jpeg_way(how: Preprocessing, decoder: Literal["exact", "draft"]) -> Literal["compiled", "pillow"]:
+    """Which of the two decodes the JPEGs that `load` is given."""
+    ours = decoder == "exact" and how.antialias and RESAMPLING[how.interpolation] in FILTERED
+    return jpeg.way().name if ours else "pillow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +113,14 @@ def small_jpeg(data: bytes | bytearray | memoryview, how: Preprocessing, limits:
 
     Raises as `load` for what its header says.
     """
-    if memoryview(data).nbytes > SMALL_BYTES or bytes(data[:3]) != b"\xff\xd8\xff":
+    if memoryview(data).nbytes > SMALL_BYTES:
         return None
-    with _only_invalid_image():
-        header = inspect(data, limits)
-        return _part(header, how) if header.one_scan and header.size[0] * header.size[1] <= SMALL_PIXELS else None
+    try:
+        with _only_invalid_image():
+            header = inspect(data, limits, quick=True)
+            return _part(header, how) if header.bounded and header.size[0] * header.size[1] <= SMALL_PIXELS else None
+    except TakesLong:
+        return None
 
 
 def _part(header: Header, how: Preprocessing) -> Part | None:
@@ -143,7 +154,7 @@ def _only_invalid_image() -> Iterator[None]:
     """Pillow's plugins raise whatever the rubbish made their parsing stumble over; MemoryError too."""
     try:
         yield
-    except RequestError:
+    except (RequestError, TakesLong):
         raise
     except Exception as error:
         raise InvalidImage("the bytes are damaged or not a picture: send a whole JPEG, PNG, WebP, BMP or GIF") from error

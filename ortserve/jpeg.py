@@ -116,7 +116,10 @@ def _function(library: ctypes.CDLL) -> _Function:
 
 
 def _agrees(function: _Function) -> bool:
-    """Whether noise becomes Pillow's pixels, for each way that chroma is stored, in one scan and in several, upright and turned."""
+    """Whether noise becomes Pillow's pixels, for each way that chroma is stored, in one scan and in several, upright and turned.
+
+    Raises ImportError where it becomes none.
+    """
     pixels = np.random.default_rng(0).integers(0, 256, (30, 42, 3), dtype=np.uint8)
     noise = Image.fromarray(pixels).resize((210, 150), Image.Resampling.BICUBIC)
     for subsampling, progressive, orientation in ((0, False, 1), (1, False, 6), (2, False, 1), (2, True, 3)):
@@ -127,6 +130,8 @@ def _agrees(function: _Function) -> bool:
         # Resized, and not: then the outermost columns and rows that were decoded are seen as they are.
         for size, box in (((100, 90), (40, 30, 80, 70)), (upright.size, (64, 31, 121, 70))):
             have = function(Job(file.getvalue(), orientation, upright.size, size, box, Image.Resampling.BILINEAR))
-            if have is None or not np.array_equal(have, np.asarray(upright.resize(size, Image.Resampling.BILINEAR).crop(box))):
+            if have is None:
+                raise ImportError("the libjpeg-turbo that this Pillow stands on declines what Pillow wrote, as one of another ABI does")
+            if not np.array_equal(have, np.asarray(upright.resize(size, Image.Resampling.BILINEAR).crop(box))):
                 return False
     return True

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from ortserve import jpeg, resample
+from ortserve import images, jpeg, resample
 from ortserve.arrivals import Arrivals
 from ortserve.cpus import available_cpus
 from ortserve.decoding import DecodingThreads
@@ -87,6 +87,7 @@ class ServedModel:
         self._observer = observer
         self._arrivals = Arrivals()
         self._timeout_s = profile.limits.request_timeout_ms / 1000
+        self._decoder = profile.images.decoder
         self._decoders = _decoders(profile.images.decode_threads)
         self._quick = _quick(task, profile.images.decode_threads)
 
@@ -224,11 +225,12 @@ class ServedModel:
 
     def facts(self) -> Mapping[str, Any]:
         """What `GET /models/{name}` shows: the manifest, and what its engine really runs."""
+        how = self.manifest.preprocessing
         return {
             "name": self.name,
             "version": self.version,
             **self.engine.facts(),
-            **({"jpeg_decode": jpeg.way().name, "resize": resample.way().name} if self.manifest.preprocessing else {}),
+            **({"jpeg_decode": images.jpeg_way(how, self._decoder), "resize": resample.way().name} if how else {}),
             "manifest": self.manifest.model_dump(mode="json"),
         }
 

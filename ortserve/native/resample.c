@@ -1,11 +1,11 @@
 /* A rectangle of a resized picture, with Pillow's pixels: the algorithm of its src/libImaging/Resample.c (MIT-CMU licence), of whose
-   result only the wanted part is computed, by vectors. `resample.py` compiles, opens and calls it.
+   result only the wanted part is computed, by vectors. `resample.py`, `jpeg.py` and `threads.c` call it.
 
    The filter's weights are doubles by Pillow's expressions in Pillow's order, then integers of PRECISION_BITS; each of the two
    passes rounds to 8 bits, and which comes first is Pillow's choice. A weight depends on its pixel's place alone, so those of a part are
    those of the whole. Along an axis that keeps its size the only weight is 1, which gives the byte itself: Pillow leaves that pass out.
    Rows go from one pass to the other through a ring of as many as one row of the result needs, so that a picture of any size takes no more
-   memory than that. Nothing here is shared: threads may call it at once. */
+   memory than that, but for a JPEG that is turned or shrinks most in height: its part is held whole. Nothing here is shared: threads may call it at once. */
 
 #include <math.h>
 #include <stdlib.h>

@@ -90,13 +90,13 @@ class ObjectDetection:
 
     def preprocess(self, payload: bytes | memoryview, parameters: Parameters) -> Row:
         """The picture in `payload` in its place, beside the request's thresholds where the graph reads them. Raises RequestError."""
+        placed = placement.place(images.upright_size(payload, self._limits), self._how)
         if self._decoder == "draft":  # the decoded picture may be smaller than the one that was sent
-            placed = placement.place(images.upright_size(payload, self._limits), self._how)
             picture = images.decode(payload, self._limits, draft_size=placed.fitted)
+            pixels = placement.lay(picture, placed, self._how)
         else:
-            picture = images.decode(payload, self._limits)
-            placed = placement.place(picture.size, self._how)
-        tensors: Tensors = {"pixels": placement.lay(picture, placed, self._how)[np.newaxis]}
+            pixels = images.load(payload, self._how, self._limits, decoder="exact")
+        tensors: Tensors = {"pixels": pixels[np.newaxis]}
         if self._detection.nms == "graph":
             tensors["score_threshold"] = np.array([parameters.score_threshold], np.float32)
             tensors["iou_threshold"] = np.array([parameters.iou_threshold], np.float32)

@@ -113,12 +113,6 @@ def test_a_file_that_cannot_be_used_is_said_and_it_is_pillow(what: str, caplog: 
         ),
         ("jpeg.c", "#define MARGIN 8", "#define MARGIN 0", ("pillow", "compiled")),
         ("resample.c", "[6] = {1, 0, 1}", "[6] = {1, 1, 0}", ("pillow", "compiled")),
-        (
-            "libjpeg/jconfig.h",
-            "JPEG_LIB_VERSION 62",
-            "JPEG_LIB_VERSION 80",
-            ("pillow", "compiled"),
-        ),  # another ABI than Pillow's libjpeg has
     ],
 )
 def test_other_pixels_than_pillows_are_noticed(
@@ -142,6 +136,16 @@ def test_a_pillow_without_its_libjpeg_decodes_by_itself(sources: Path, caplog: p
     with caplog.at_level(logging.INFO, "ortserve"):
         assert ways() == ("pillow", "compiled")
     assert "stands on no libjpeg-turbo that can be called (jpeg_std_error): install Pillow's own wheel" in caplog.text
+    pixels_are_pillows()
+
+
+def test_another_abi_than_pillows_libjpeg_has_is_noticed(sources: Path, caplog: pytest.LogCaptureFixture) -> None:
+    header = sources / "libjpeg" / "jconfig.h"
+    header.write_text(header.read_text(encoding="utf-8").replace("JPEG_LIB_VERSION 62", "JPEG_LIB_VERSION 80"), encoding="utf-8")
+    compiled.compile_here()
+    with caplog.at_level(logging.INFO, "ortserve"):
+        assert ways() == ("pillow", "compiled")
+    assert "declines what Pillow wrote, as one of another ABI does" in caplog.text
     pixels_are_pillows()
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import io
+import select
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -19,6 +22,7 @@ from PIL import Image
 
 from ortserve import jpeg
 from ortserve.decoding import AHEAD, DecodingThreads
+from ortserve.errors import ShuttingDown
 
 P = ParamSpec("P")
 BILINEAR = Image.Resampling.BILINEAR
@@ -35,7 +39,7 @@ def job(seed: int, width: int = 200, height: int = 150) -> jpeg.Job:
 
 
 def cut_off(whole: jpeg.Job) -> jpeg.Job:
-    return jpeg.Job(whole.data[:-300], *(getattr(whole, name) for name in ("orientation", "upright", "size", "within", "resampling")))
+    return replace(whole, data=whole.data[:-300])
 
 
 def in_a_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
@@ -48,8 +52,24 @@ def in_a_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]
     return run
 
 
-def tasks_of_this_process() -> int:
-    return len([*Path("/proc/self/task").iterdir()])
+def threads_here() -> list[int]:
+    """Those that decode, by the name they have in the kernel."""
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # it ended meanwhile
+            if (task / "comm").read_text(encoding="ascii") == "jpeg\n":
+                found.append(int(task.name))
+    return found
+
+
+def soon(condition: Callable[[], bool]) -> bool:
+    """Whether it comes true in time. A thread that has ended is seen a little longer."""
+    far = time.monotonic() + 30
+    while not condition():
+        if time.monotonic() > far:
+            return False
+        time.sleep(0.005)  # what the kernel says has no event to wait for
+    return True
 
 
 def files_of_this_process() -> int:
@@ -116,39 +136,69 @@ async def _of(pool: DecodingThreads, wanted: jpeg.Job) -> NDArray[np.uint8] | No
 
 
 @in_a_loop
-async def test_closing_ends_the_threads_and_answers_who_waits() -> None:
-    before, files = tasks_of_this_process(), files_of_this_process()
+async def test_closing_ends_the_threads_and_tells_who_waits() -> None:
+    assert soon(lambda: not threads_here())
+    files = files_of_this_process()
     pool = DecodingThreads(2)
-    assert tasks_of_this_process() == before + 2
+    assert soon(lambda: len(threads_here()) == 2)  # each names itself
     futures = [pool.run(job(seed)) for seed in range(AHEAD * 4)]
     pool.close()
-    assert tasks_of_this_process() == before
+    pool.close()
+    assert soon(lambda: not threads_here())
     assert files_of_this_process() == files
-    assert await asyncio.gather(*futures) == [None] * len(futures)
+    assert {type(error) for error in await asyncio.gather(*futures, return_exceptions=True)} == {ShuttingDown}
+    with pytest.raises(ShuttingDown):
+        pool.run(job(0))
+
+
+def test_one_that_is_forgotten_ends_too() -> None:
+    files = files_of_this_process()
+    pool = DecodingThreads(2)
+    del pool
+    assert soon(lambda: not threads_here())
+    assert files_of_this_process() == files
 
 
 @in_a_loop
-async def test_the_interpreter_is_not_wanted_for_the_next_picture() -> None:
-    """While Python keeps the interpreter, pictures that were given ahead are decoded."""
+async def test_the_event_loop_is_not_wanted_for_the_next_picture() -> None:
+    """While the event loop is busy, pictures that were given ahead are decoded."""
+    assert soon(lambda: not threads_here())
     pool = DecodingThreads(1)
     futures = [pool.run(job(seed)) for seed in range(AHEAD)]
-    others = {int(task.name) for task in Path("/proc/self/task").iterdir()} - {thread.native_id for thread in threading.enumerate()}
+    assert soon(lambda: len(threads_here()) == 1)
+    stat = Path(f"/proc/self/task/{threads_here()[0]}/stat")
 
-    def used() -> int:
-        return sum(int(Path(f"/proc/self/task/{task}/schedstat").read_text(encoding="ascii").split()[0]) for task in others)
+    def waits_with_something_done() -> bool:
+        return bool(select.select([pool._event], [], [], 0)[0]) and stat.read_text(encoding="ascii").split()[2] == "S"
 
-    earlier = -1
-    while used() != earlier:  # until it has nothing left to do, without an event loop in between
-        earlier = used()
-        for _ in range(2_000_000):
-            pass
+    assert soon(lambda: all(waits_with_something_done() for _ in range(20)))
     assert not any(future.done() for future in futures)
     pool._look()
     assert all(future.done() for future in futures)
     pool.close()
 
 
-@pytest.mark.parametrize("end", ["pass", "pool.close()", "raise SystemExit"])
+@in_a_loop
+async def test_what_fails_fails_for_its_own_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = job(0)
+    nonsense = replace(whole, within=(5, 6, 7000, 50))
+    nothing_left = replace(whole, resampling=BILINEAR)
+    room = jpeg.Job.room
+
+    def without_memory(wanted: jpeg.Job) -> NDArray[np.uint8]:
+        if wanted is nothing_left:
+            raise MemoryError("none")
+        return room(wanted)
+
+    monkeypatch.setattr(jpeg.Job, "room", without_memory)
+    pool = DecodingThreads(1)
+    futures = [pool.run(wanted) for wanted in (nothing_left, whole, nonsense, whole)]
+    found = await asyncio.gather(*futures, return_exceptions=True)
+    assert [type(one) for one in found] == [MemoryError, np.ndarray, ValueError, np.ndarray]
+    pool.close()
+
+
+@pytest.mark.parametrize("end", ["pass", "pool.close(); await asyncio.gather(*futures, return_exceptions=True)", "raise SystemExit"])
 def test_a_process_may_end_in_the_middle(end: str) -> None:
     code = f"""
 import asyncio
@@ -156,13 +206,25 @@ from tests.unit.test_decoding import job
 from ortserve.decoding import DecodingThreads
 pool = DecodingThreads(3)
 async def main():
-    for seed in range(30):
-        pool.run(job(seed, 900, 700))
+    futures = [pool.run(job(seed, 900, 700)) for seed in range(30)]
     {end}
 asyncio.run(main())
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_child_of_a_fork_has_none_of_them_and_ends() -> None:
+    code = """
+import os
+from ortserve.decoding import DecodingThreads
+pool = DecodingThreads(2)
+child = os.fork()
+if child:
+    print(os.waitpid(child, 0)[1])
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert ended.stdout == "0\n"
 
 
 def test_no_room_for_threads_is_said_and_nothing_is_left() -> None:
@@ -173,7 +235,7 @@ from ortserve.decoding import DecodingThreads
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + 400_000_000,) * 2)  # a thread's stack takes 8 MB of addresses
 def held():
-    return len([*Path("/proc/self/task").iterdir()]), len([*Path("/proc/self/fd").iterdir()])
+    return len([*Path("/proc/self/fd").iterdir()])
 before = held()
 try:
     DecodingThreads(1000)

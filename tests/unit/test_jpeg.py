@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import io
 import re
+import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,9 +36,11 @@ def smooth(width: int, height: int) -> Image.Image:
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def encoded(picture: Image.Image, orientation: int = 1, **options: object) -> bytes:
+def encoded(picture: Image.Image, orientation: int = 1, many: int = 0, **options: object) -> bytes:
+    """With `many` entries of Exif that say nothing."""
     exif = Image.Exif()
     exif[0x0112] = orientation
+    exif.update(dict.fromkeys(range(0xC000, 0xC000 + many), 1))
     file = io.BytesIO()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ImageFile, "MAXBLOCK", 2**22)  # Pillow cannot write noise of the best quality through a smaller buffer
@@ -108,18 +111,21 @@ def test_every_pixel_is_pillows(part: Asked) -> None:
 
 @pytest.mark.parametrize("factors", [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1), (1, 4), (4, 2), (2, 4), (3, 1)])
 def test_every_way_to_store_chroma(factors: tuple[int, int]) -> None:
-    """Pillow writes three of them: the others are the same bits, of a picture that is as many times wider and higher."""
-    data = bytearray(encoded(smooth(32, 32), subsampling=0, quality=80))
-    frame = data.index(b"\xff\xc0")
-    data[frame + 11] = factors[0] << 4 | factors[1]  # of Y; that many blocks of it stand before each of the others
-    size = (100, 90)
-    for left, top in ((0, 0), (30, 41), (70, 70)):
-        box = (left, top, left + 30, top + 20)
-        header = images.inspect(bytes(data), LIMITS)
-        pixels = resized(header.data, 1, header.upright_size, size, box, Image.Resampling.BICUBIC)
-        # Blocks that are not there end the scan early: both then have what Pillow makes of it, or nothing.
-        if pixels is not None:
-            assert np.array_equal(pixels, by_pillow(bytes(data), size, box, Image.Resampling.BICUBIC))
+    """Pillow writes three of them. Any other is made of a grey picture's blocks: so many of Y, then one of each of the others."""
+    across, down = factors
+    columns, rows = 5, 4  # of what is stored together
+    grey = encoded(smooth(8 * (across * down + 2) * columns, 8 * rows).convert("L"), quality=80)
+    frame, scan = grey.index(b"\xff\xc0"), grey.index(b"\xff\xda")
+    width, height = 8 * across * columns, 8 * down * rows
+    new_frame = struct.pack(">HHBHHB", 0xFFC0, 17, 8, height, width, 3) + bytes((1, across << 4 | down, 0, 2, 0x11, 0, 3, 0x11, 0))
+    new_scan = b"\xff\xda\x00\x0c\x03\x01\x00\x02\x00\x03\x00\x00\x3f\x00"
+    data = grey[:frame] + new_frame + grey[frame + 13 : scan] + new_scan + grey[scan + 10 :]
+    for size in ((width, height), (100, 90)):
+        for start, end in ((0, 0.4), (0.35, 0.6), (0.7, 1)):
+            box = (int(size[0] * start), int(size[1] * start), int(size[0] * end), int(size[1] * end))
+            pixels = resized(data, 1, (width, height), size, box, Image.Resampling.BICUBIC)
+            assert pixels is not None
+            assert np.array_equal(pixels, by_pillow(data, size, box, Image.Resampling.BICUBIC))
 
 
 def test_a_box_that_reaches_outside_is_black_there() -> None:
@@ -155,6 +161,9 @@ def test_small_jpegs_are_for_the_threads_that_want_no_interpreter() -> None:
     picture.save(png, "PNG")
     others = {
         "several scans": encoded(picture, progressive=True),
+        "bits that take long": bytes(encoded(picture)).replace(b"\xff\xc0", b"\xff\xc9"),
+        "many segments": b"\xff\xd8" + b"\xff\xfe\x00\x02" * 40 + encoded(picture)[2:],
+        "many entries of Exif": encoded(picture, many=60),
         "many bytes": encoded(smooth(1200, 1200), quality=95),
         "many pixels": encoded(Image.new("RGB", (1600, 1000))),
         "another format": png.getvalue(),
@@ -203,6 +212,18 @@ def test_a_picture_that_is_cut_off_anywhere_is_refused_below_the_crop_too(progre
     ended = data[: len(data) - 60] + b"\xff\xd9"  # a proper end, too early
     if not progressive:
         assert tried(ended) is None
+
+
+@pytest.mark.parametrize("length", range(2, 16))
+@pytest.mark.parametrize("marker", [b"\xff\xe0", b"\xff\xee"])
+def test_a_segment_that_is_too_short_to_say_anything_is_passed_over(marker: bytes, length: int) -> None:
+    """Pillow would stumble over some of them, libjpeg over none."""
+    data = encoded(smooth(90, 70))
+    said = (b"JFIF\0" if marker == b"\xff\xe0" else b"Adobe") + bytes(20)
+    short = data[:2] + marker + struct.pack(">H", length) + said[: length - 2] + data[2:]
+    expected = images.load(data, HOW, LIMITS, decoder="exact")
+    assert np.array_equal(images.load(short, HOW, LIMITS, decoder="exact"), expected)
+    assert np.array_equal(images.preprocess(images.decode(short, LIMITS), HOW), expected)
 
 
 @settings(max_examples=400, deadline=None)

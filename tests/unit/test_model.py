@@ -1,18 +1,24 @@
-"""What a served model lets in while its queue is nearly full."""
+"""What a served model lets in while its queue is nearly full, and which of its threads make rows of payloads."""
 
 from __future__ import annotations
 
 import asyncio
+import io
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from ortserve import arrivals, profile
-from ortserve.errors import QueueFull
+from ortserve import arrivals, jpeg, profile
+from ortserve.errors import InvalidImage, QueueFull, ShuttingDown
 from ortserve.model import ServedModel
+from ortserve.tasks.endpoint import Endpoint
+from ortserve.tasks.row import Begun, Row
 from tests.held_session import FAR_S, Held, settings
 from tests.runners import engine_of
 
@@ -42,5 +48,111 @@ def test_no_more_are_let_in_at_their_heads_than_there_will_be_places_for(
             served.came()
             served.let_in()
             await asyncio.to_thread(served._decoders.close)
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+class Payloads:
+    """A task that makes every row in Python's threads."""
+
+    endpoints: tuple[Endpoint, ...] = ()
+    outputs: tuple[str, ...] = ()
+    payloads_per_job = 1
+
+    def preprocess(self, payload: Any, parameters: Any) -> Row:
+        assert threading.current_thread() is not threading.main_thread()
+        return Row({"pixels": np.zeros(0)}, (payload, parameters))
+
+    def postprocess(self, outputs: Any, row: Row, parameters: Any) -> Any:  # noqa: ARG002
+        raise AssertionError("nothing is answered here")
+
+
+class Pictures(Payloads):
+    """A task that begins the pictures it is given as jobs."""
+
+    def begin(self, payload: Any, parameters: Any) -> Begun | None:
+        assert threading.current_thread() is threading.main_thread()
+        if payload == b"refused":
+            raise InvalidImage("no picture")
+        return Begun(payload, lambda pixels: Row({"pixels": pixels}, parameters)) if isinstance(payload, jpeg.Job) else None
+
+
+def picture(*, whole: bool = True) -> jpeg.Job:
+    file = io.BytesIO()
+    Image.effect_noise((90, 70), 60).convert("RGB").save(file, "JPEG")
+    data = file.getvalue() if whole else file.getvalue()[:-200]
+    wanted = jpeg.job(data, 1, (90, 70), (40, 30), (0, 0, 40, 30), Image.Resampling.BILINEAR)
+    assert wanted is not None
+    return wanted
+
+
+def serving(task: Any) -> ServedModel:
+    """A model whose engine is not asked."""
+
+    async def closed() -> None:
+        return None
+
+    manifest: Any = SimpleNamespace(name="x")
+    engine: Any = SimpleNamespace(close=closed)
+    return ServedModel(manifest=manifest, version="1", task=task, engine=engine, profile=profile.load("default"))
+
+
+def test_a_row_comes_by_the_way_that_its_payload_is_for() -> None:
+    async def test() -> None:
+        served = serving(Pictures())
+        whole, cut_off = picture(), picture(whole=False)
+        (row,) = await served._prepared([whole], "given")
+        assert isinstance(row, Row)
+        expected = jpeg.resized(whole)
+        assert expected is not None
+        assert np.array_equal(row.tensors["pixels"], expected)
+        assert row.context == "given"
+        for other in (b"another kind", cut_off):  # what was begun and declined ends there too
+            (row,) = await served._prepared([other], "given")
+            assert isinstance(row, Row)
+            assert row.context == (other, "given")
+        (error,) = await served._prepared([b"refused"], "given")
+        assert isinstance(error, InvalidImage)
+        (same,) = await served._prepared([error], "given")
+        assert same is error
+        together = await served._prepared([whole, b"another kind"], "given")  # share one hop to one thread
+        assert [row.context for row in together if isinstance(row, Row)] == [(whole, "given"), (b"another kind", "given")]
+        await served.close()
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+@pytest.mark.parametrize("task", [Payloads(), Pictures()])
+def test_without_such_threads_rows_come_from_pythons(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if isinstance(task, Pictures):
+        monkeypatch.delattr("os.eventfd")
+
+    async def test() -> None:
+        served = serving(task)
+        assert served._quick is None
+        (row,) = await served._prepared([b"another kind"], 1)
+        assert isinstance(row, Row)
+        assert row.context == (b"another kind", 1)
+        await served.close()
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def test_who_waits_for_a_picture_while_the_service_closes_is_told() -> None:
+    async def test() -> None:
+        served = serving(Pictures())
+        waiting = [asyncio.ensure_future(served._prepared([picture()], None)) for _ in range(40)]
+        gone = waiting.pop()
+        await asyncio.sleep(0)
+        gone.cancel()
+        await served.close()
+        ends = await asyncio.gather(*waiting, return_exceptions=True)
+        assert {type(end) for end in ends} <= {ShuttingDown, list}
+        assert type(ends[-1]) is ShuttingDown
+        with pytest.raises(asyncio.CancelledError):
+            await gone
 
     asyncio.run(asyncio.wait_for(test(), 30))
