@@ -147,7 +147,7 @@ $(VENV)/.serving: requirements/serving.txt $(VENV)/.uv
 	requirements/install $(VENV) requirements/serving.txt
 	@touch $@
 
-# A shared library of one file; made again where its source changes. Without a compiler it says so, and Pillow does the same, slower.
+# A shared library; made again where its source changes. Without a compiler it says so, and Pillow does the same, slower.
 $(VENV)/.compiled: ortserve/compiled.py ortserve/compile.py $(wildcard ortserve/native/*.[ch] ortserve/native/libjpeg/*.h) $(VENV)/.serving
 	@$(BIN)/python -m ortserve.compile
 	@touch $@

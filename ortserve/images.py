@@ -76,6 +76,13 @@ def load(
     size that `how` needs: faster, and other pixels.
     Raises as `decode` and `preprocess`.
     """
+    return load_with_size(data, how, limits, decoder=decoder)[1]
+
+
+def load_with_size(
+    data: bytes | bytearray | memoryview, how: Preprocessing, limits: Limits, *, decoder: Literal["exact", "draft"]
+) -> tuple[tuple[int, int], NDArray[np.uint8]]:
+    """The upright picture's own (width, height), and what `load` gives. Raises as `load`."""
     draft_size = None
     if decoder == "draft":
         draft_size = (how.resize_size or how.width, how.resize_size or how.height)
@@ -83,10 +90,10 @@ def load(
         header = inspect(data, limits)
         part = _part(header, how) if draft_size is None else None
     if part is not None and (pixels := jpeg.resized(part.job)) is not None:
-        return part.finished(pixels)
+        return header.upright_size, part.finished(pixels)
     with _only_invalid_image():
         image = _decoded(header, draft_size)
-    return preprocess(image, how)
+    return header.upright_size, preprocess(image, how)
 
 
 def jpeg_way(how: Preprocessing, decoder: Literal["exact", "draft"]) -> Literal["compiled", "pillow"]:

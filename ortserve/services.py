@@ -132,7 +132,8 @@ class OrtService(PackagedService):
         from ortserve.model import ServedModel
 
         if any(package.manifest.preprocessing for package in self.packages.values()):
-            jpeg.way(), resample.way()  # say in the log which they are, and are opened before a picture comes
+            jpeg.way()  # says in the log which it is, and is opened before a picture comes
+            resample.way()  # as above
         return {
             name: ServedModel(
                 manifest=package.manifest,

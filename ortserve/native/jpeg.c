@@ -1,7 +1,7 @@
 /* A part of a JPEG, with Pillow's pixels: by the libjpeg-turbo that Pillow has loaded, asked for no more columns and rows than are needed.
 
-   Rows and columns outside are read, for their bits say where the others lie, but not transformed, upsampled or turned into colours: half of
-   what decoding costs. Pillow stays the judge of anything unusual: what libjpeg warns of, or fails at, is declined here and decoded there, so
+   Rows and columns outside are read, for their bits say where the others lie, but not transformed, upsampled or turned into colours. Pillow
+   stays the judge of anything unusual: what libjpeg warns of, or fails at, is declined here and decoded there, so
    that a picture is taken or refused, and with which words, as if this did not exist. `jpeg.py` opens and compares.
 
    The structures are those of libjpeg's headers (libjpeg/, see their licence), the functions those that `ortserve_jpeg_open` found. */

@@ -1,7 +1,7 @@
 /* Threads that never want the interpreter: jobs of `ortserve_resample_jpeg`, put and taken by an event loop's thread, which an eventfd wakes. Linux alone has those.
 
    A thread of Python's gives the interpreter away while it decodes, and has to wait for it after each picture, behind an event loop that is
-   busy: a sixth of its time. These are told what to do, and tell that it is done, by a list and a lock. `decoding.py` is their other end. */
+   busy. These are told what to do, and tell that it is done, by a list and a lock. `decoding.py` is their other end. */
 
 #include <pthread.h>
 #include <signal.h>

@@ -90,12 +90,13 @@ class ObjectDetection:
 
     def preprocess(self, payload: bytes | memoryview, parameters: Parameters) -> Row:
         """The picture in `payload` in its place, beside the request's thresholds where the graph reads them. Raises RequestError."""
-        placed = placement.place(images.upright_size(payload, self._limits), self._how)
         if self._decoder == "draft":  # the decoded picture may be smaller than the one that was sent
+            placed = placement.place(images.upright_size(payload, self._limits), self._how)
             picture = images.decode(payload, self._limits, draft_size=placed.fitted)
             pixels = placement.lay(picture, placed, self._how)
         else:
-            pixels = images.load(payload, self._how, self._limits, decoder="exact")
+            size, pixels = images.load_with_size(payload, self._how, self._limits, decoder="exact")
+            placed = placement.place(size, self._how)
         tensors: Tensors = {"pixels": pixels[np.newaxis]}
         if self._detection.nms == "graph":
             tensors["score_threshold"] = np.array([parameters.score_threshold], np.float32)
