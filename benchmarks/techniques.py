@@ -65,7 +65,11 @@ TECHNIQUES = (
     Technique("in_flight", "two batches in flight, over one", "resnet50", 32, execution={"batching": {"max_in_flight": 1}}),
     Technique("arena", "ONNX Runtime's memory arena, over none", "resnet50", 8, execution={"session": {"enable_cpu_mem_arena": False}}),
     Technique(
-        "no_spinning", "threads that sleep when idle, over spinning ones", "resnet50", 8, execution={"session": {"allow_spinning": True}}
+        "spinning",
+        "threads that look for work for 20 us before they sleep, over sleeping at once",
+        "resnet50",
+        1,
+        execution={"session": {"allow_spinning": False}},
     ),
     Technique("every_cpu", "every CPU on one batch, over one thread", "resnet50", 8, execution={"session": {"intra_op_num_threads": 1}}),
     Technique("workers", "two workers, over one, in the light profile", "near_empty", 32, without={"workers": 1}, profile="light"),

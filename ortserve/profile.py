@@ -42,7 +42,10 @@ class Session(_Section):
     inter_op_num_threads: int = Field(default=1, ge=1)
     execution_mode: Literal["sequential", "parallel"] = "sequential"
     graph_optimization_level: Literal["disabled", "basic", "extended", "all"] = "all"
-    allow_spinning: bool = False
+    allow_spinning: bool = True
+    spin_duration_us: int = Field(
+        default=50, ge=0, le=1_000_000
+    )  # a thread without work looks for some this long, within a run, then sleeps
     enable_cpu_mem_arena: bool = True
     enable_mem_pattern: bool = True
 

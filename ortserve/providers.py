@@ -39,9 +39,10 @@ def session_options(execution: Execution) -> ort.SessionOptions:
     options.graph_optimization_level = _OPTIMIZATION[wanted.graph_optimization_level]
     options.enable_cpu_mem_arena = wanted.enable_cpu_mem_arena
     options.enable_mem_pattern = wanted.enable_mem_pattern
-    spinning = "1" if wanted.allow_spinning else "0"
-    options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
-    options.add_session_config_entry("session.inter_op.allow_spinning", spinning)
+    for pool in ("intra_op", "inter_op"):
+        options.add_session_config_entry(f"session.{pool}.allow_spinning", "1" if wanted.allow_spinning else "0")
+        options.add_session_config_entry(f"session.{pool}.spin_duration_us", str(wanted.spin_duration_us))
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # never between runs: the CPU is decoding's then
     if not adds_int8_exactly():
         # Other kernels for int8, of unsigned bytes alone: slower, and right. With VNNI they would halve the speed for the same answers.
         options.add_session_config_entry("session.x64quantprecision", "1")

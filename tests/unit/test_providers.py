@@ -29,6 +29,7 @@ def test_options_come_from_the_profile() -> None:
                 "execution_mode": "parallel",
                 "graph_optimization_level": "basic",
                 "allow_spinning": True,
+                "spin_duration_us": 70,
                 "enable_cpu_mem_arena": False,
                 "enable_mem_pattern": False,
             },
@@ -38,6 +39,8 @@ def test_options_come_from_the_profile() -> None:
     assert options.execution_mode == ort.ExecutionMode.ORT_PARALLEL
     assert options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
+    assert options.get_session_config_entry("session.intra_op.spin_duration_us") == "70"
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"  # never between two runs
     assert not options.enable_cpu_mem_arena
     assert not options.enable_mem_pattern
 
