@@ -20,6 +20,11 @@
 #define MARGIN_OF_SCANS 72
 #define ROWS_AT_ONCE 8
 
+/* No row may begin where vectors of 32 bytes do: such ones libjpeg-turbo writes past the cache (simd/x86_64/jdcolext-avx2.asm, vmovntdq), from
+   where they would have to be fetched for resizing, which took half of its time. */
+#define VECTOR 32
+#define LEAD 4 /* bytes before a row; malloc's are aligned to 16 */
+
 #define FUNCTIONS(F)                                                                                                                       \
     F(std_error) F(CreateDecompress) F(destroy_decompress) F(mem_src) F(read_header) F(start_decompress) F(crop_scanline)                  \
     F(skip_scanlines) F(read_scanlines) F(finish_decompress)
@@ -77,8 +82,8 @@ int jpeg_open(struct jpeg **opened, const uint8_t *data, size_t bytes, int width
     if (end - start < width) libjpeg.crop_scanline(reading, &left, &columns); /* goes left to where a block begins */
     if (part.top) libjpeg.skip_scanlines(reading, (JDIMENSION)part.top);
     jpeg->below = height - part.top - part.rows;
-    jpeg->stride = (size_t)columns * 4;
-    jpeg->before = (size_t)(part.left - (int)left) * 4;
+    jpeg->stride = (LEAD + (size_t)columns * 4 + VECTOR - 1) / VECTOR * VECTOR;
+    jpeg->before = LEAD + (size_t)(part.left - (int)left) * 4;
     return DONE;
 }
 
@@ -90,7 +95,7 @@ static void read_rows(struct jpeg *jpeg, uint8_t *to, int count) {
     while (count > 0) {
         JSAMPROW rows[ROWS_AT_ONCE];
         const int wanted = count < ROWS_AT_ONCE ? count : ROWS_AT_ONCE;
-        for (int i = 0; i < wanted; i++) rows[i] = to + (size_t)i * jpeg->stride;
+        for (int i = 0; i < wanted; i++) rows[i] = to + (size_t)i * jpeg->stride + LEAD;
         const int got = (int)libjpeg.read_scanlines(&jpeg->reading, rows, (JDIMENSION)wanted);
         if (got < 1) decline((j_common_ptr)&jpeg->reading);
         to += (size_t)got * jpeg->stride;
