@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -22,6 +23,10 @@ from ortserve.profile import GPU_PROVIDERS, Batching, Execution, Profile
 from ortserve.session import Runs, Session
 
 logger = logging.getLogger("ortserve.local_engine")
+
+BRIEF_S = (
+    0.001  # CPU seconds of a row: of less, more threads save hardly what HTTP costs a caller, and waking them costs the others as much
+)
 
 
 class EngineObserver(Observer, Protocol):
@@ -88,12 +93,32 @@ def open_session(folder: Path, manifest: Manifest, execution: Execution, outputs
         providers.prepare(execution.provider)  # the folder of its engine is named after the library's version
         execution = tensorrt.prepared(execution, manifest, precision)
     try:
-        return _warm(path, manifest, execution, outputs)
+        session = _warm(path, manifest, execution, outputs)
+        if session.intra_op_num_threads == 1 or execution.session.intra_op_num_threads != "auto" or not _is_brief(session):
+            return session
     except GraphRefused as error:
         if execution.cuda_graphs == "required":
             raise GraphRefused(f"model {manifest.name}: {error}") from error
         logger.warning("model %s runs without CUDA graphs: %s", manifest.name, error)
-    return _warm(path, manifest, execution.model_copy(update={"cuda_graphs": "off"}), outputs)
+        return _warm(path, manifest, execution.model_copy(update={"cuda_graphs": "off"}), outputs)
+    logger.info("model %s runs in one thread: a row takes less than %g ms", manifest.name, BRIEF_S * 1000)
+    alone = execution.session.model_copy(update={"intra_op_num_threads": 1})
+    return _warm(path, manifest, execution.model_copy(update={"session": alone}), outputs)
+
+
+def _is_brief(session: Session) -> bool:
+    """Whether a row is computed in less than BRIEF_S of CPU time; never of texts, which have any length."""
+    if session.provider != "CPUExecutionProvider" or session.ragged:
+        return False
+    used_s = 0.0
+    for _ in range(3):  # the least of three: the process may have had something else to do
+        if used_s > 10 * BRIEF_S:
+            break
+        before_s = time.process_time()
+        session.warm_up([1])
+        if (used_s := time.process_time() - before_s) < BRIEF_S:
+            return True
+    return False
 
 
 def _warm(path: Path, manifest: Manifest, execution: Execution, outputs: Sequence[str]) -> Session:
@@ -176,7 +201,7 @@ class LocalEngine:
             "precision": precision,
             "sha256": manifest.variants[precision].sha256,
             "batching": batching.model_dump(mode="json"),
-            "session": execution.session.model_dump(mode="json"),
+            "session": {**execution.session.model_dump(mode="json"), "intra_op_num_threads": session.intra_op_num_threads},
             "host_memory_bytes": host_memory_bytes() - before_bytes,
             "memory_limit_bytes": execution.memory_limit_bytes,
             "device_id": session.device_id,

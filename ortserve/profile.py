@@ -38,7 +38,9 @@ class _Section(BaseModel):
 class Session(_Section):
     """ONNX Runtime session options, by ONNX Runtime's own names."""
 
-    intra_op_num_threads: int | Literal["auto"] = "auto"  # "auto": the CPUs this process may use (cgroup quota and affinity)
+    intra_op_num_threads: int | Literal["auto"] = (
+        "auto"  # "auto": the CPUs this process may use (cgroup quota and affinity); 1 for a brief model
+    )
     inter_op_num_threads: int = Field(default=1, ge=1)
     execution_mode: Literal["sequential", "parallel"] = "sequential"
     graph_optimization_level: Literal["disabled", "basic", "extended", "all"] = "all"

@@ -78,7 +78,8 @@ class Session:
             )
         elif execution.cuda_graphs != "off":
             raise GraphRefused("its rows are of any length, and a CUDA graph answers for one shape: set cuda_graphs: off")
-        shares = self.provider == "CPUExecutionProvider" and session.get_session_options().intra_op_num_threads > 1
+        self.intra_op_num_threads: int = session.get_session_options().intra_op_num_threads
+        shares = self.provider == "CPUExecutionProvider" and self.intra_op_num_threads > 1
         self._pool = SharedPool(session, self._output_names) if shares else None
 
     @property

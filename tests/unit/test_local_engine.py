@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from ortserve import local_engine
+from ortserve import local_engine, providers
+from ortserve.local_engine import _is_brief, fitted, open_session
 from ortserve.manifest import Manifest
-from ortserve.profile import Batching, Execution, Provider
+from ortserve.profile import Batching, Execution, Provider, Session
 from tests.packages import add_package
 
 
@@ -29,3 +31,29 @@ def test_no_more_batches_than_cpus_are_in_flight_on_a_cpu(
     execution = Execution(provider=provider, batching=Batching(max_batch_size=8, max_in_flight=wanted))
     batching = local_engine.fitted(package, execution).batching
     assert (batching.max_in_flight, batching.max_batch_size) == (flights, 3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "brief_s", "threads"),
+    [("auto", 60.0, 1), ("auto", 0.0, 3), (3, 60.0, 3)],
+    ids=["brief", "long", "told"],
+)
+def test_a_brief_model_runs_in_one_thread_unless_the_profile_says_how_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Literal["auto"] | int, brief_s: float, threads: int
+) -> None:
+    monkeypatch.setattr(providers, "available_cpus", lambda: 3)
+    monkeypatch.setattr(local_engine, "BRIEF_S", brief_s)
+    folder = add_package(tmp_path, "colours:1")
+    manifest = Manifest.read(folder)
+    execution = fitted(manifest, Execution(provider="CPUExecutionProvider", session=Session(intra_op_num_threads=asked)))
+    assert open_session(folder, manifest, execution, ["probabilities"]).intra_op_num_threads == threads
+
+
+def test_texts_have_every_thread_however_brief_the_shortest_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_engine, "BRIEF_S", 60.0)
+    folder = add_package(tmp_path, "colours:1")
+    manifest = Manifest.read(folder)
+    session = open_session(folder, manifest, fitted(manifest, Execution(provider="CPUExecutionProvider")), ["probabilities"])
+    assert _is_brief(session)
+    session.ragged = frozenset({"pixels"})  # as those of a text's model, whose rows have any length
+    assert not _is_brief(session)
