@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from ortserve.errors import InferenceError
 
 DEFAULT_TOP_K = 5
-_FEW = 1000  # so many are sorted as a whole as fast as the best of them are found, 10 in a quarter of the time
+_FEW = 100  # so many are sorted as a whole sooner than the best of them are found
 
 
 def best_classes(scores: NDArray[Any], labels: Sequence[str], top_k: int) -> list[dict[str, Any]]:
@@ -21,18 +22,17 @@ def best_classes(scores: NDArray[Any], labels: Sequence[str], top_k: int) -> lis
     """
     if not np.isfinite(scores).all():
         raise InferenceError("the model answered this input with scores that are no numbers: send another one")
-    # str() of a float32 is the shortest decimal that means the same float32: 0.1, where float() would say 0.10000000149011612.
-    return [{"class_id": index, "label": labels[index], "score": float(str(scores[index]))} for index in top(scores, top_k).tolist()]
+    best = top(scores, top_k)
+    # A float32 in JSON is the shortest decimal that means it: 0.1, where float() would say 0.10000000149011612.
+    decimals = orjson.loads(orjson.dumps(scores[best], option=orjson.OPT_SERIALIZE_NUMPY))
+    return [{"class_id": index, "label": labels[index], "score": score} for index, score in zip(best.tolist(), decimals, strict=True)]
 
 
 def top(scores: NDArray[Any], k: int) -> NDArray[np.intp]:
-    """Indices of the `k` largest of `scores[C]`, largest first, equals by index. O(C + k log k)."""
+    """Indices of the `k` largest of `scores[C]`, largest first, equals by index."""
     k = min(k, len(scores))
     if len(scores) <= _FEW:
         return np.argsort(-scores, kind="stable")[:k]
-    # A partition alone picks any of the equals at the border; the smallest index is to win.
     border = np.partition(scores, len(scores) - k)[len(scores) - k]
-    above = np.flatnonzero(scores > border)
-    chosen = np.concatenate([above, np.flatnonzero(scores == border)[: k - len(above)]])
-    chosen.sort()
-    return chosen[np.argsort(-scores[chosen], kind="stable")]
+    chosen = np.flatnonzero(scores >= border)  # with all the equals at the border, of which the smallest index is to win
+    return chosen[np.argsort(-scores[chosen], kind="stable")[:k]]
