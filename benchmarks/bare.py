@@ -18,8 +18,9 @@ import typer
 from benchmarks.callers import hammer
 from ortserve import images
 from ortserve.cpus import available_cpus
+from ortserve.execution import Execution, Session
 from ortserve.manifest import Manifest
-from ortserve.profile import Execution, Limits, Session
+from ortserve.profile import Limits
 from ortserve.session import Session as OpenSession
 
 

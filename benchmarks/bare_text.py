@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ortserve.cpus import available_cpus
-from ortserve.profile import Execution, Session
+from ortserve.execution import Execution, Session
 from ortserve.session import Session as OpenSession
 from ortserve.session import Tensors
 

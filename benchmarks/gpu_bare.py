@@ -17,8 +17,8 @@ import onnxruntime as ort
 
 from benchmarks.callers import hammer
 from ortserve import gpu, providers
+from ortserve.execution import Execution
 from ortserve.manifest import Manifest
-from ortserve.profile import Execution
 from ortserve.session import Session
 
 PROVIDER = "CUDAExecutionProvider"

@@ -21,8 +21,8 @@ from benchmarks.machine import heading, headline, summary, wait_until_idle
 from benchmarks.places import RESULTS, console
 from benchmarks.text import built, package
 from ortserve.cpus import available_cpus
-from ortserve.profile import Execution
-from ortserve.profile import Session as Options
+from ortserve.execution import Execution
+from ortserve.execution import Session as Options
 from ortserve.session import Session, Tensors
 
 WAYS = {

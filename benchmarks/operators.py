@@ -20,7 +20,7 @@ from benchmarks.bare import measure
 from benchmarks.machine import heading, headline, summary, wait_until_idle
 from benchmarks.places import RESULTS, console
 from ortserve.cpus import available_cpus
-from ortserve.profile import Execution, Session
+from ortserve.execution import Execution, Session
 from ortserve.providers import providers, session_options
 
 PRECISIONS = ("fp32", "int8")

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Literal
 
 from benchmarks.systems import BY_NAME, SYSTEMS, System
-from ortserve import profile
+from ortserve import profile_file
 
 Case = Literal["resnet50", "near_empty", "tensor", "classify_batch", "digits"]
 ALL: tuple[Case, ...] = ("resnet50", "near_empty", "tensor", "classify_batch")  # `digits` is for starts
@@ -241,7 +241,7 @@ def filling_s(capacity: float, percent: int) -> float:
 @cache
 def _queue_rows() -> int:
     """Rows that the default profile's queue holds on a CPU."""
-    return profile.load("default").execution[-1].batching.max_queue_size
+    return profile_file.load("default").execution[-1].batching.max_queue_size
 
 
 def can_be_empty(system: System) -> bool:

@@ -18,7 +18,7 @@ from benchmarks.environments import environment
 from benchmarks.models import HOME, NETS, Model
 from benchmarks.places import PEERS, WORK
 from benchmarks.process import OTHER_PORT, PORT, Served
-from ortserve import profile
+from ortserve import profile_file
 from ortserve.cpus import available_cpus
 from tests.serving import ROOT
 
@@ -36,7 +36,7 @@ INDUCTOR = WORK / "inductor"  # where torch.compile keeps what it compiled: the 
 
 def int8_profile() -> Path:
     """The default profile with int8 in place of fp32."""
-    execution = profile.load("default").execution[-1].model_copy(update={"precision": ("int8",)})
+    execution = profile_file.load("default").execution[-1].model_copy(update={"precision": ("int8",)})
     content = {"description": "The default profile with int8.", "execution": [execution.model_dump(mode="json")]}
     INT8.write_text(json.dumps(content), encoding="utf-8")  # JSON is YAML
     return INT8

@@ -12,7 +12,7 @@ from benchmarks.machine import summary
 from benchmarks.places import RESULTS
 from benchmarks.plan import CLOSED
 from benchmarks.systems import BY_NAME, SYSTEMS
-from ortserve import profile
+from ortserve import profile_file
 
 PEERS = [system.name for system in SYSTEMS if system.kind in ("peer", "reference")]
 REFUSAL_MS = 20.0
@@ -152,7 +152,7 @@ def _overload(figures: Figures, case: str, name: str, cpus: int) -> Iterator[Tar
         rate, used, answered = of(rates, load), of("client_cpu_s", load), of("answered", load)
         return {turn: cpus - rate[turn] * used[turn] / answered[turn] for turn in rate if turn in used and answered.get(turn)}
 
-    deadline_ms = profile.load(name).limits.request_timeout_ms
+    deadline_ms = profile_file.load(name).limits.request_timeout_ms
     shown = f"400 % of capacity, {_shown(case, name)}"
     free = ratios(left("open 400", "answers_per_s"), left("closed 32", "requests_per_s"))
     yield _least(f"{shown}: goodput over capacity", 0.95, ratios(of("requests_per_s"), of("requests_per_s", "closed 32")), free)

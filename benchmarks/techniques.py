@@ -21,7 +21,7 @@ from benchmarks.places import PEERS, RESULTS, WORK, console
 from benchmarks.plan import Case
 from benchmarks.systems import BY_NAME, served_here
 from ortserve.cpus import available_cpus
-from ortserve.profile import SHIPPED
+from ortserve.profile_file import SHIPPED
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from bentoml.serving import running_inside_container
 
 from ortserve import first_worker, liveness, logs, multiprocess, parent, readiness, startup, tracing
 from ortserve.errors import ModelError, StartupError
-from ortserve.profile import Execution, Profile
+from ortserve.execution import Execution
+from ortserve.profile import Profile
 
 if TYPE_CHECKING:
     from bentoml import Bento

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from ortserve.profile import Batching
+    from ortserve.execution import Batching
     from ortserve.session import Tensors
 
 

@@ -18,8 +18,9 @@ from ortserve import providers, refusals, tensorrt
 from ortserve.batching import Batcher, Observer, Ticket
 from ortserve.cpus import available_cpus
 from ortserve.errors import GraphRefused, ModelError
+from ortserve.execution import GPU_PROVIDERS, Batching, Execution
 from ortserve.manifest import Manifest, Precision
-from ortserve.profile import GPU_PROVIDERS, Batching, Execution, Profile
+from ortserve.profile import Profile
 from ortserve.session import Runs, Session
 
 logger = logging.getLogger("ortserve.local_engine")

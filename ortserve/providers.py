@@ -7,7 +7,7 @@ import onnxruntime as ort
 from ortserve import cudart, tensorrt
 from ortserve.cpus import adds_int8_exactly, available_cpus
 from ortserve.errors import ProviderError
-from ortserve.profile import GPU_PROVIDERS, Execution
+from ortserve.execution import GPU_PROVIDERS, Execution
 
 Option = str | int | float | bool
 

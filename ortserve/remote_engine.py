@@ -16,8 +16,8 @@ from typing import Any
 
 from ortserve import frames, refusals
 from ortserve.errors import FrameError
+from ortserve.execution import Batching
 from ortserve.joined_place import JoinedPlace
-from ortserve.profile import Batching
 from ortserve.runner_link import Link, RemotePlace
 from ortserve.runner_stream import Address
 

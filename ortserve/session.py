@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from ortserve import heap, providers
 from ortserve.bound import Lanes, Tensors
 from ortserve.errors import GraphRefused, ModelError, ProviderError, ShapeMismatch
+from ortserve.execution import GPU_PROVIDERS, Execution
 from ortserve.manifest import TensorSpec
-from ortserve.profile import GPU_PROVIDERS, Execution
 from ortserve.shared_pool import SharedPool
 
 __all__ = ["Runs", "Session", "Tensors"]

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from ortserve import gpu, profile
+from ortserve import gpu, profile_file
 from ortserve.errors import ModelError, ProviderError
-from ortserve.profile import GPU_PROVIDERS, Execution, Profile
+from ortserve.execution import GPU_PROVIDERS, Execution
+from ortserve.profile import Profile
 
 logger = logging.getLogger("ortserve.startup")
 
@@ -25,7 +26,7 @@ DEFAULT_MODEL = "digits"
 
 def profile_from_environment() -> Profile:
     """The profile that ORTSERVE_PROFILE names. Raises ProfileError."""
-    return profile.load(os.environ.get(PROFILE_ENV) or "default")
+    return profile_file.load(os.environ.get(PROFILE_ENV) or "default")
 
 
 def wanted_tags(wanted: Profile) -> tuple[str, ...]:

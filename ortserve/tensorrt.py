@@ -19,8 +19,8 @@ import onnxruntime as ort
 
 from ortserve import gpu
 from ortserve.errors import ProviderError
+from ortserve.execution import Batching, Execution
 from ortserve.manifest import Manifest, Precision, TensorSpec
-from ortserve.profile import Batching, Execution
 
 logger = logging.getLogger("ortserve.tensorrt")
 

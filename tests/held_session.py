@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ortserve.batching import Batcher
-from ortserve.profile import Batching
+from ortserve.execution import Batching
 from ortserve.session import Tensors
 
 POISON = -1.0

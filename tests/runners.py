@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,13 @@ import uvicorn
 from ortserve import frames
 from ortserve.edge import Receive, Scope, Send
 from ortserve.engine import Engine
+from ortserve.execution import Batching
 from ortserve.local_engine import LocalEngine
-from ortserve.profile import Batching
 from ortserve.remote_engine import RemoteEngine
 from ortserve.runner_stream import Address
 from ortserve.session import Runs
 from ortserve.streams import Streams
+from tests.held_session import FAR_S, rows, values
 
 IDENTITY = {"protocol": frames.PROTOCOL, "model": "x", "version": "1", "sha256": {"fp32": "00"}}
 
@@ -84,3 +86,31 @@ async def engine_of(kind: str, folder: Path, runs: Runs, batching: Batching) -> 
             yield engine, runner.engine
         finally:
             await engine.close()
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    """Run it in an event loop of its own, half a minute at most."""
+
+    async def limited() -> None:
+        async with asyncio.timeout(30):
+            await test()
+
+    asyncio.run(limited())
+
+
+async def until(happened: Callable[[], bool]) -> None:
+    """Come back once that is so: for what another connection does."""
+    while not happened():
+        await asyncio.sleep(0.001)
+
+
+async def ask(engine: Engine, value: float, *, within_s: float = FAR_S) -> float:
+    """What one row of that value becomes."""
+    (place,) = engine.admit(1, deadline=time.monotonic() + within_s)
+    with place:
+        return values(await place.infer(rows(value)))[0]
+
+
+def asking(engine: Engine, *wanted: float) -> list[asyncio.Task[float]]:
+    """As `ask`, a task for each."""
+    return [asyncio.ensure_future(ask(engine, value)) for value in wanted]

@@ -17,6 +17,8 @@ from onnx import TensorProto
 from onnx.external_data_helper import ExternalDataInfo, _get_all_tensors, load_external_data_for_model, uses_external_data
 
 from ortserve.errors import SourceError
+from ortserve.execution import Execution
+from ortserve.execution import Session as SessionOptions
 from ortserve.export.compose import Entry, Interface, Layout, compose
 from ortserve.export.graph import once_each_opset
 from ortserve.export.labels import matching, model_name, read_labels
@@ -25,8 +27,6 @@ from ortserve.export.options import Options
 from ortserve.export.preprocessing import decide
 from ortserve.export.tasks.image_classification import ImageClassification
 from ortserve.manifest import Preprocessing, Source, sha256_of
-from ortserve.profile import Execution
-from ortserve.profile import Session as SessionOptions
 from ortserve.session import Session, Tensors
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ortserve.execution import Execution
 from ortserve.export.loaded import Reference
 from ortserve.export.options import Options
 from ortserve.export.tasks import Advance, BuildTask, Case, Samples, cut, rows
 from ortserve.manifest import Agreement, BatchCheck, ParityReport, Precision
-from ortserve.profile import Execution
 from ortserve.session import Session, Tensors
 
 

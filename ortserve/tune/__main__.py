@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from ortserve import profile
+from ortserve import profile_file
 from ortserve.cpus import available_cpus
 from ortserve.errors import OrtServeError, TuneError
-from ortserve.profile import GPU_PROVIDERS
+from ortserve.execution import GPU_PROVIDERS, Provider
 from ortserve.tune import report, results, traffic
 from ortserve.tune.candidate import Candidate
 from ortserve.tune.journal import Journal
@@ -101,7 +101,7 @@ def tune(
     made = results.trials(journal)
     about = head(model, facts, goal, journal, pictures if kind.takes == "picture" else texts, callers)
     output.write_text(profile_text(best, contenders, made, goal, about), encoding="utf-8")
-    profile.load(str(output.absolute()))  # what is written here is what will be served
+    profile_file.load(str(output.absolute()))  # what is written here is what will be served
     report.write_csv(output.with_suffix(".csv"), made, contenders)
     report.plot(output.with_suffix(".png"), made, best, goal, about[0])
     console.print(table(contenders, best))
@@ -132,7 +132,7 @@ def providers(own: str) -> list[str]:
 
     built: Sequence[str] = onnxruntime.get_available_providers()
     alike = GPU_PROVIDERS if own in GPU_PROVIDERS else {"CPUExecutionProvider", "OpenVINOExecutionProvider"}
-    return [provider for provider in built if provider in alike and provider in get_args(profile.Provider)]
+    return [provider for provider in built if provider in alike and provider in get_args(Provider)]
 
 
 def measured(console: Console, setup: Setup, journal: Journal, facts: Facts) -> list[Contender]:

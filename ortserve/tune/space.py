@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import yaml
 
-from ortserve.profile import GPU_PROVIDERS, SHIPPED
+from ortserve.execution import GPU_PROVIDERS
+from ortserve.profile_file import SHIPPED
 from ortserve.tune.candidate import Candidate, Change, Data, changed
 
 Objective = Literal["throughput", "latency"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ortserve.execution import GPU_PROVIDERS
 from ortserve.manifest import TensorSpec
-from ortserve.profile import GPU_PROVIDERS
 from ortserve.v2.datatypes import datatype
 from ortserve.v2.inference import outputs_of
 

@@ -21,7 +21,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from ortserve.profile import SHIPPED
+from ortserve.profile_file import SHIPPED
 from tests.serving import ROOT, Server, until
 
 pytestmark = pytest.mark.e2e

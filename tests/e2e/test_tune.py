@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ortserve import profile
+from ortserve import profile_file
 from tests.serving import ROOT, Server, bentoml_environment, until
 
 pytestmark = pytest.mark.e2e
@@ -69,7 +69,7 @@ def test_an_interrupted_search_goes_on_and_its_profile_serves(digits_home: Path,
     assert len(measured) == len(set(measured))  # nothing was measured twice
     assert {entry["shipped"] for entry in entries if entry["kind"] == "trial"} >= {"throughput", "default"}
 
-    loaded = profile.load(str(output))
+    loaded = profile_file.load(str(output))
     assert "# not searched" in output.read_text()
     with output.with_suffix(".csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

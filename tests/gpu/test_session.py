@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from ortserve import gpu, tensorrt
 from ortserve.errors import ProviderError
+from ortserve.execution import Execution
 from ortserve.local_engine import fitted, open_session
 from ortserve.manifest import Manifest
-from ortserve.profile import Execution, load
+from ortserve.profile_file import load
 from ortserve.session import Session
 from tests.serving import ROOT, Server
 
@@ -114,7 +115,7 @@ def test_a_hidden_gpu_is_refused_and_never_becomes_the_cpu(package: tuple[Path, 
     folder, manifest = package
     path = manifest.verified_path(folder, "fp32")
     code = (
-        "from pathlib import Path; from ortserve.profile import Execution; from ortserve.session import Session\n"
+        "from pathlib import Path; from ortserve.execution import Execution; from ortserve.session import Session\n"
         f"Session.open(Path({str(path)!r}), Execution(provider='CUDAExecutionProvider'))"
     )
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ortserve.execution import Execution
 from ortserve.export.digits import PREPROCESSING, held_back, held_back_images, png
 from ortserve.export.pictures import to_pixels
 from ortserve.manifest import Manifest, Precision, sha256_of
-from ortserve.profile import Execution
 from ortserve.session import Session
 
 pytestmark = pytest.mark.integration

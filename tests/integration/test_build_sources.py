@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from ortserve.execution import Execution
 from ortserve.manifest import Manifest
-from ortserve.profile import Execution
 from ortserve.session import Session
 
 pytestmark = pytest.mark.integration

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ortserve.execution import Execution
 from ortserve.manifest import Manifest
-from ortserve.profile import Execution
 from ortserve.session import Session
 from tests.serving import ROOT, bentoml_environment
 from tests.texts import minilm

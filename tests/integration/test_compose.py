@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ortserve.profile import load, shipped_names
+from ortserve.profile_file import load, shipped_names
 from tests.watching import DEPLOY, run_tool
 
 pytestmark = pytest.mark.integration

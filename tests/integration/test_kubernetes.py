@@ -16,9 +16,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from ortserve import profile
+from ortserve import profile_file
 from ortserve.catalogue import CATALOGUE
-from ortserve.profile import GPU_PROVIDERS, Profile
+from ortserve.execution import GPU_PROVIDERS
+from ortserve.profile import Profile
 from ortserve.remote_engine import GOING_S
 from ortserve.services import RUNNER
 
@@ -69,7 +70,7 @@ def settings(overlay: str) -> Profile:
     """The profile in the ConfigMap, as the service would read it."""
     (text,) = the(overlay, "ConfigMap")["data"].values()
     assert text == (FOLDER / overlay / "profile.yaml").read_text(encoding="utf-8")
-    return profile.load(str(FOLDER / overlay / "profile.yaml"))
+    return profile_file.load(str(FOLDER / overlay / "profile.yaml"))
 
 
 @cache
@@ -324,7 +325,7 @@ def test_the_api_pods_look_for_the_runner_where_it_is() -> None:
 
 def test_both_halves_run_the_one_profile_that_places_the_model_apart() -> None:
     (config,) = [item for item in resources("split") if item["kind"] == "ConfigMap"]
-    assert profile.load(str(FOLDER / "split" / "profile.yaml")).placement == "separate"
+    assert profile_file.load(str(FOLDER / "split" / "profile.yaml")).placement == "separate"
     for name in ("model-service", "model-runner"):
         volumes = named("Deployment", name)["spec"]["template"]["spec"]["volumes"]
         assert volumes[-1]["configMap"]["name"] == config["metadata"]["name"]
@@ -351,7 +352,7 @@ def test_rows_reach_the_runner_from_the_api_pods_alone() -> None:
 
 
 def test_a_runner_that_goes_has_time_for_what_it_has() -> None:
-    mine = profile.load(str(FOLDER / "split" / "profile.yaml"))
+    mine = profile_file.load(str(FOLDER / "split" / "profile.yaml"))
     spec = named("Deployment", "model-runner")["spec"]["template"]["spec"]
     hook_s = half("model-runner")["lifecycle"]["preStop"]["sleep"]["seconds"]
     ends_s = max(mine.stopping.drain_delay_ms / 1000, GOING_S) + mine.limits.request_timeout_ms / 1000

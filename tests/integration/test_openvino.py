@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ortserve.profile import Execution, load
+from ortserve.execution import Execution
+from ortserve.profile_file import load
 from ortserve.session import Session
 from tests.serving import ROOT
 
@@ -34,7 +35,7 @@ CODE = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from ortserve.profile import load
+from ortserve.profile_file import load
 from ortserve.session import Session
 session = Session.open(Path(sys.argv[1]), load("edge").execution[0], outputs=["probabilities"])
 answers = session.run({"pixels": np.load(sys.argv[2])})["probabilities"]

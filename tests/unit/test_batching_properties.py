@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ortserve.batching import Batcher
 from ortserve.errors import DeadlineExceeded, InferenceError, PayloadTooLarge, QueueFull
-from ortserve.profile import Batching
+from ortserve.execution import Batching
 from ortserve.session import Tensors
 
 

@@ -20,7 +20,7 @@ from benchmarks.plan import LONGEST_FILLING_S, Load, Plan, Session, complete, co
 from benchmarks.state import State
 from benchmarks.systems import BY_NAME, SYSTEMS, kserve_binary, kserve_json, top_class
 from benchmarks.targets import Target
-from ortserve import profile
+from ortserve import profile_file
 
 SETTINGS = {"plan": "bench", "seconds": 2.0}
 
@@ -234,7 +234,7 @@ def test_an_overload_is_measured_once_the_queue_is_full() -> None:
     assert plan.load_s(session, Load(512, 400), 25) == 10
     assert plan.load_s(session, Load(512, 400), 600) == 4
     assert plan.load_s(session, Load(512, 400), 50) == 5
-    queue = profile.load("default").execution[-1].batching.max_queue_size
+    queue = profile_file.load("default").execution[-1].batching.max_queue_size
     assert filling_s(25, 400) == pytest.approx(1 + queue / 75)
     assert filling_s(25, 120) == LONGEST_FILLING_S
 
@@ -431,8 +431,8 @@ def test_the_quick_tables_show_each_system_beside_the_bare_runs() -> None:
 @pytest.mark.parametrize("technique", techniques.TECHNIQUES, ids=lambda technique: technique.name)
 def test_what_a_technique_takes_away_is_a_profile(technique: techniques.Technique, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(techniques, "WORK", tmp_path)
-    without = profile.load(str(techniques.changed(technique)))
-    assert (without != profile.load(technique.profile).model_copy(update={"name": without.name})) or technique.env
+    without = profile_file.load(str(techniques.changed(technique)))
+    assert (without != profile_file.load(technique.profile).model_copy(update={"name": without.name})) or technique.env
     assert without.execution[-1].provider == "CPUExecutionProvider"
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ortserve.errors import CalibrationError, ExportError, SourceError
+from ortserve.execution import Execution
 from ortserve.export import fp16, hf_directory, int8
 from ortserve.export.chatter import quiet
 from ortserve.export.graph import fused_operators
@@ -20,7 +21,6 @@ from ortserve.export.tasks.feature_extraction import similarities, spearman
 from ortserve.export.tasks.texts import read_texts
 from ortserve.export.text import directory, to_onnx
 from ortserve.export.text.module import Embedder, TorchReference, input_names, pool
-from ortserve.profile import Execution
 from ortserve.session import Session
 from tests.texts import minilm, tiny_classifier
 

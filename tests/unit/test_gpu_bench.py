@@ -9,21 +9,22 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu as bench
-from benchmarks import gpu_bare
-from ortserve.profile import Execution, load
+from benchmarks import gpu_bare, gpu_packages, gpu_result, gpu_servers
+from ortserve.execution import Execution
+from ortserve.profile_file import load
 
 
 def test_a_package_in_pieces_is_whole_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "PIECE_BYTES", 10)
+    monkeypatch.setattr(gpu_packages, "PIECE_BYTES", 10)
     contents = {"a.bentomodel": bytes(range(25)), "b.bentomodel": b"short"}
     pieces = tmp_path / "pieces"
     pieces.mkdir()
     (pieces / "a.bentomodel.009").write_bytes(b"of an older, longer one")
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        bench.split(tmp_path / name, pieces)
+        gpu_packages.split(tmp_path / name, pieces)
     assert all(piece.stat().st_size <= 10 for piece in pieces.iterdir())
-    joined = bench.join(pieces, tmp_path / "joined")
+    joined = gpu_packages.join(pieces, tmp_path / "joined")
     assert {path.name: path.read_bytes() for path in joined} == contents
 
 
@@ -55,7 +56,7 @@ def test_every_bare_set_up_is_an_execution_that_a_profile_may_hold() -> None:
 
 
 def test_what_is_missing_is_named_by_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "_has", lambda module: module not in ("circus", "PIL"))
+    monkeypatch.setattr(bench, "has", lambda module: module not in ("circus", "PIL"))
     with pytest.raises(SystemExit) as caught:
         bench.complain_of_what_is_missing()
     assert str(caught.value).splitlines()[1:] == ["missing: kantoku (module circus)", "missing: pillow (module PIL)"]
@@ -71,7 +72,7 @@ def test_rates_of_several_clients_add_up_and_the_worst_latency_counts() -> None:
         def communicate(self, timeout: float) -> tuple[str, str]:  # noqa: ARG002
             return self.said, ""
 
-    seen = bench.together([Client(100, 5, "200"), Client(50, 9, "200"), Client(1, 2, "503")])  # type: ignore[list-item]
+    seen = gpu_servers.together([Client(100, 5, "200"), Client(50, 9, "200"), Client(1, 2, "503")])  # type: ignore[list-item]
     assert seen == {"requests_per_s": 151, "p50_ms": 4.5, "p99_ms": 9, "statuses": {"200": 6, "503": 3}}
 
 
@@ -83,7 +84,7 @@ def test_a_result_that_was_cut_short_has_its_table() -> None:
         "ours": {"loads": loads, "at_80_percent": {"rate": 8.0, "error": "no open loop"}, "gpu_memory_bytes": 2**30},
         "PyTorch native": {"error": "RuntimeError: it did not\nbecome ready"},
     }
-    text = bench.table({**heading, "bare": bare, "http": http})
+    text = gpu_result.table({**heading, "bare": bare, "http": http})
     assert "| ours | 32 | 10 | 1.0 | 2.0 |  | 1024 |" in text
     assert "| PyTorch native | | RuntimeError: it did not become ready |" in text
-    assert bench.table(heading).startswith("Measured 2026-01-01 on Fake with 16 CPUs")
+    assert gpu_result.table(heading).startswith("Measured 2026-01-01 on Fake with 16 CPUs")

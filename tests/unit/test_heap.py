@@ -20,7 +20,7 @@ OPEN = """
 import sys
 from pathlib import Path
 from ortserve.local_engine import host_memory_bytes
-from ortserve.profile import Execution
+from ortserve.execution import Execution
 from ortserve.session import Session
 
 before = host_memory_bytes()

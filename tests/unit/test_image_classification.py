@@ -17,8 +17,9 @@ from PIL import Image
 
 from ortserve import images, tasks
 from ortserve.errors import InferenceError, InvalidImage, InvalidParameter, ModelError
+from ortserve.execution import Execution
 from ortserve.manifest import Manifest, Preprocessing, Source, TensorSpec
-from ortserve.profile import Execution, Images, Limits, Profile
+from ortserve.profile import Images, Limits, Profile
 from ortserve.tasks import best_classes as best_classes_module
 from ortserve.tasks.best_classes import top
 from ortserve.tasks.image_classification import ImageClassification, Parameters

@@ -8,9 +8,9 @@ from typing import Literal
 import pytest
 
 from ortserve import local_engine, providers
+from ortserve.execution import Batching, Execution, Provider, Session
 from ortserve.local_engine import _is_brief, fitted, open_session
 from ortserve.manifest import Manifest
-from ortserve.profile import Batching, Execution, Provider, Session
 from tests.packages import add_package
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from ortserve import local_engine
 from ortserve.errors import GraphRefused
+from ortserve.execution import Execution
 from ortserve.local_engine import fitted, open_session
 from ortserve.manifest import Manifest, TensorSpec
-from ortserve.profile import Execution
 from ortserve.session import Session
 from tests.packages import add_package
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ortserve import arrivals, jpeg, profile
+from ortserve import arrivals, jpeg, profile_file
 from ortserve.errors import InvalidImage, QueueFull, ShuttingDown
 from ortserve.model import ServedModel
 from ortserve.tasks.endpoint import Endpoint
@@ -30,7 +30,7 @@ def test_no_more_are_let_in_at_their_heads_than_there_will_be_places_for(
     monkeypatch.setattr(arrivals, "SOON_S", FAR_S)
     refused: list[str] = []
     observer: Any = SimpleNamespace(refused=refused.append)
-    package: dict[str, Any] = {"manifest": SimpleNamespace(name="x"), "version": "1", "task": None, "profile": profile.load("default")}
+    package: dict[str, Any] = {"manifest": SimpleNamespace(name="x"), "version": "1", "task": None, "profile": profile_file.load("default")}
 
     async def test() -> None:
         async with engine_of(kind, tmp_path, Held(held=False), settings(max_queue_size=4)) as (engine, _):
@@ -97,7 +97,7 @@ def serving(task: Any) -> ServedModel:
 
     manifest: Any = SimpleNamespace(name="x")
     engine: Any = SimpleNamespace(close=closed)
-    return ServedModel(manifest=manifest, version="1", task=task, engine=engine, profile=profile.load("default"))
+    return ServedModel(manifest=manifest, version="1", task=task, engine=engine, profile=profile_file.load("default"))
 
 
 def test_a_row_comes_by_the_way_that_its_payload_is_for() -> None:

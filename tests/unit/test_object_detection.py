@@ -12,8 +12,9 @@ from PIL import Image
 
 from ortserve import tasks
 from ortserve.errors import InferenceError, InvalidParameter, ModelError
+from ortserve.execution import Execution
 from ortserve.manifest import Detection, Manifest, Preprocessing, Source, TensorSpec
-from ortserve.profile import Execution, Images, Profile
+from ortserve.profile import Images, Profile
 from ortserve.tasks.object_detection import ObjectDetection
 
 LABELS = ("face", "cat", "stop sign", "7")

@@ -11,7 +11,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from ortserve.errors import ProfileError
-from ortserve.profile import SHIPPED, Profile, load, shipped_names
+from ortserve.profile import Profile
+from ortserve.profile_file import SHIPPED, load, shipped_names
 
 MINIMAL = "description: a test\nexecution: [{provider: CPUExecutionProvider}]\n"
 

@@ -32,7 +32,9 @@ HTTP = {"starlette", "uvicorn", "python_multipart"} | BENTOML
 FOUNDATION = {
     "errors",
     "manifest",
+    "execution",
     "profile",
+    "profile_file",
     "cpus",
     "compile",
     "compiled",

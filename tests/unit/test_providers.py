@@ -9,7 +9,7 @@ import pytest
 
 from ortserve import cpus
 from ortserve import providers as providers_module
-from ortserve.profile import Execution
+from ortserve.execution import Execution
 from ortserve.providers import providers, session_options
 
 CPU = Execution(provider="CPUExecutionProvider")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from ortserve.errors import GraphRefused, ModelError, ProviderError, ShapeMismatch
-from ortserve.profile import Execution
+from ortserve.execution import Execution
 from ortserve.session import Session
 from ortserve.v2.datatypes import DTYPES
 from tests.devices import why_no_gpu

@@ -13,8 +13,8 @@ import onnxruntime as ort
 import pytest
 
 from ortserve.batching import Batcher
-from ortserve.profile import Execution
-from ortserve.profile import Session as Options
+from ortserve.execution import Execution
+from ortserve.execution import Session as Options
 from ortserve.providers import session_options
 from ortserve.session import Session
 from ortserve.shared_pool import SharedPool

@@ -11,7 +11,9 @@ import pytest
 
 from ortserve import gpu, startup
 from ortserve.errors import ModelError, ProfileError, ProviderError
-from ortserve.profile import Execution, Profile, load
+from ortserve.execution import Execution
+from ortserve.profile import Profile
+from ortserve.profile_file import load
 
 CPU = Execution(provider="CPUExecutionProvider")
 CUDA = Execution(provider="CUDAExecutionProvider")

@@ -11,9 +11,9 @@ import pytest
 
 from ortserve import gpu, tensorrt
 from ortserve.errors import ProviderError
+from ortserve.execution import Batching, Execution
 from ortserve.local_engine import fitted
 from ortserve.manifest import Manifest, TensorSpec, Tokenization
-from ortserve.profile import Batching, Execution
 from ortserve.providers import providers
 from tests.packages import add_package
 

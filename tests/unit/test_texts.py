@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from ortserve import profile as profiles
-from ortserve import requests, tasks
+from ortserve import profile_file, requests, tasks
 from ortserve.errors import InferenceError, InvalidParameter, ModelError, PayloadTooLarge, RequestError
+from ortserve.execution import Execution
 from ortserve.manifest import Embedding, Manifest, Source, TensorSpec, Tokenization, sha256_of
-from ortserve.profile import Execution, Limits, Profile
+from ortserve.profile import Limits, Profile
 from ortserve.replies import to_json
 from ortserve.tasks.endpoint import Json
 from ortserve.tasks.feature_extraction import FeatureExtraction
@@ -238,9 +238,9 @@ def test_a_published_tokenizer_that_pads_and_cuts_by_itself_does_not_here(embedd
     assert row(embedder, "bread").tensors["input_ids"].shape == (1, 3)
 
 
-@pytest.mark.parametrize("name", profiles.shipped_names())
+@pytest.mark.parametrize("name", profile_file.shipped_names())
 def test_one_request_of_texts_cannot_fill_a_shipped_profiles_queue(name: str) -> None:
-    shipped = profiles.load(name)
+    shipped = profile_file.load(name)
     for execution in shipped.execution:
         assert execution.text_batching is not None
         assert shipped.limits.max_texts_per_request <= execution.text_batching.max_queue_size / 2

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from ortserve import profile
+from ortserve import profile_file
 from ortserve.errors import TuneError
 from ortserve.tune import __main__ as command
 from ortserve.tune import trial
@@ -22,7 +22,7 @@ from tests.serving import ROOT
 
 
 class FakeService:
-    """Starts at once, with any profile but one that spins; an int8 model is twice as fast and, where it is said, wrong."""
+    """Starts at once, with any profile but one whose threads sleep at once; an int8 model is twice as fast and, where it is said, wrong."""
 
     starts: ClassVar[Counter[str]] = Counter()
     wrong = False
@@ -35,8 +35,8 @@ class FakeService:
         FakeService.starts[profile.name] += 1
 
     def __enter__(self) -> FakeService:
-        if self.execution.get("session", {}).get("allow_spinning"):
-            raise CannotServe("did not start: it spins")
+        if not self.execution.get("session", {}).get("allow_spinning"):
+            raise CannotServe("did not start: it sleeps")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,19 +83,19 @@ def rows(output: Path) -> list[dict[str, str]]:
 @pytest.mark.usefixtures("machine")
 def test_the_best_is_written_as_a_profile_beside_all_that_was_tried(tmp_path: Path) -> None:
     tune(tmp_path / "tuned.yaml")
-    assert profile.load(str(tmp_path / "tuned.yaml")).execution[0].precision == ("int8",)
+    assert profile_file.load(str(tmp_path / "tuned.yaml")).execution[0].precision == ("int8",)
     in_turns = [row for row in rows(tmp_path / "tuned.yaml") if row["part"] == "in turns"]
     assert {row["shipped"] for row in in_turns} == {"throughput", "default", ""}
     assert Counter(row["shipped"] for row in in_turns) == {"throughput": 5, "default": 5, "": 5}
     dropped = {row["reason"] for row in rows(tmp_path / "tuned.yaml") if row["reason"]}
-    assert dropped == {"did not start: it spins"}
+    assert dropped == {"did not start: it sleeps"}
     assert "precision: [int8] # [int8]: 200.0/s, p99 5.0 ms; [fp32]: 100.0/s, p99 10.0 ms" in (tmp_path / "tuned.yaml").read_text()
 
 
 def test_answers_that_are_not_the_shipped_profiles_are_no_way_to_run(tmp_path: Path, machine: type[FakeService]) -> None:
     machine.wrong = True
     tune(tmp_path / "tuned.yaml")
-    assert profile.load(str(tmp_path / "tuned.yaml")).execution[0].precision == ("fp32",)
+    assert profile_file.load(str(tmp_path / "tuned.yaml")).execution[0].precision == ("fp32",)
     assert "only 0.0% of its answers are the shipped profile's, expected 95.0%" in {row["reason"] for row in rows(tmp_path / "tuned.yaml")}
 
 
@@ -129,7 +129,7 @@ def test_a_search_that_was_interrupted_measures_only_what_is_left(tmp_path: Path
     entries = [json.loads(line) for line in journal.read_text().splitlines()]
     trials = Counter((entry["id"], entry["rung"]) for entry in entries if entry["kind"] == "trial")
     assert set(trials.values()) == {1}
-    assert profile.load(str(tmp_path / "tuned.yaml")).execution[0].precision == ("int8",)
+    assert profile_file.load(str(tmp_path / "tuned.yaml")).execution[0].precision == ("int8",)
 
 
 @pytest.mark.usefixtures("machine")
@@ -137,7 +137,7 @@ def test_short_answers_are_compared_at_one_rate_for_all(tmp_path: Path) -> None:
     tune(tmp_path / "tuned.yaml", Goal("latency"))
     rates = {row["rate"] for row in rows(tmp_path / "tuned.yaml") if row["rate"]}
     assert rates == {"80.0", "50.0"}  # the very first trial's, of its own capacity; then half of that capacity
-    assert profile.load(str(tmp_path / "tuned.yaml")).execution[0].precision == ("int8",)
+    assert profile_file.load(str(tmp_path / "tuned.yaml")).execution[0].precision == ("int8",)
 
 
 @pytest.mark.usefixtures("machine")

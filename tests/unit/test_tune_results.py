@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ortserve import profile
+from ortserve import profile_file
 from ortserve.errors import TuneError
 from ortserve.tune import results, traffic
 from ortserve.tune.candidate import Candidate, changed, leaves
@@ -113,7 +113,7 @@ def test_the_profile_loads_and_has_its_figures_beside_every_key(tmp_path: Path) 
     text = profile_text(best, contenders, made, Goal("throughput"), ["digits on 4 CPUs."])
     file = tmp_path / "tuned.yaml"
     file.write_text(text)
-    loaded = profile.load(str(file))
+    loaded = profile_file.load(str(file))
     assert loaded.execution[0].batching.max_batch_size == 16
     written = yaml.safe_load(text)
     assert {key: value for key, value in leaves(written) if key != "description"} == {
