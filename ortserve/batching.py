@@ -3,8 +3,7 @@
     admit ──> Ticket ──infer──> FairQueue ──pump──> a free slot: a thread runs one Batch ──> finished ──> pump, then the callers wake
 
 - Work-conserving: a free slot and a non-empty queue start a batch in the same turn of the event loop. While all slots are busy the
-  queue grows and with it the next batch; that is the whole adaptation. While another batch keeps the device busy, a slot waits a moment for
-  those whom it has just answered. `max_queue_delay_ms` may wait for more rows.
+  queue grows and with it the next batch; that is the whole adaptation. `max_queue_delay_ms` may wait for more rows.
 - Bounded: a place in the queue is held from `admit`, before anything is decoded, until the row starts; refusing is cheap.
 - Rows of texts are ragged: those of like length (one bucket) go together, padded to the longest of them; the padding is told.
 - A batch that fails is run again, each request apart, so that a poisoned one fails alone. Apart and not by halves: it computes every row
@@ -34,10 +33,6 @@ from ortserve.slots import Slots
 log = logging.getLogger("ortserve.batching")
 
 _LEARNING_RATE = 0.2  # weight of the newest batch in the estimate of seconds per row: follows a change within some ten batches
-# Of what a batch took, how long its slot waits for its callers to come back while another batch runs, which has the CPUs meanwhile: else
-# the first of them would be computed alone, and the others behind it. Less than _MIN_GATHERING_S is no wait: a timer costs more.
-_GATHERING_SHARE = 0.06
-_MIN_GATHERING_S = 0.001
 
 
 class Observer(Protocol):
@@ -115,7 +110,6 @@ class Batcher:
         self._rows_waiting = 0
         self._in_flight = 0
         self._row_s: float | None = None  # recent seconds in the session per row
-        self._ended = (0.0, 0, 0.0)  # of the last batch: when, how many rows, its seconds in the session
         self._pump_scheduled = False
         self._patience: asyncio.TimerHandle | None = None
         self._closing = False
@@ -239,17 +233,11 @@ class Batcher:
 
     def _may_wait_s(self, now: float) -> float:
         """How long a batch may wait for more rows: never when it is full, never so long that a request in it comes too late."""
-        delay_s, gathered_at = self._settings.max_queue_delay_ms / 1000, self._gathered_at()
-        if self._closing or not self._queue or self._queue.rows >= self._settings.max_batch_size or not (delay_s or gathered_at > now):
+        delay_s = self._settings.max_queue_delay_ms / 1000
+        if not delay_s or self._closing or not self._queue or self._queue.rows >= self._settings.max_batch_size:
             return 0.0
         run_s = 2 * (self._row_s or 0.0) * self._settings.max_batch_size  # twice: the estimate is a mean, and a deadline is not
-        return min(min(max(request.ready_at + delay_s, gathered_at), request.deadline - run_s) for request in self._queue) - now
-
-    def _gathered_at(self) -> float:
-        """Until when the slot of the batch that ended last waits for more rows, `time.monotonic()` seconds; 0 where it does not."""
-        at, rows, took_s = self._ended
-        wait_s = _GATHERING_SHARE * took_s
-        return at + wait_s if self._in_flight and self._queue.rows < rows and wait_s >= _MIN_GATHERING_S else 0.0
+        return min(min(request.ready_at + delay_s, request.deadline - run_s) for request in self._queue) - now
 
     def _start(self, parts: Sequence[Part], *, queue_s: Sequence[float]) -> None:
         assert self._slots is not None  # closed only when nothing is left to start
@@ -263,7 +251,6 @@ class Batcher:
     def _finished(self, batch: Batch) -> None:
         """A thread is done with a batch: first the next one starts, then the callers wake."""
         self._in_flight -= 1
-        self._ended = (time.monotonic(), batch.rows, batch.inference_s)
         error, batch.error = batch.error, None  # an error refers to its frames, and those to the batch and all its tensors
         if error is not None:
             self._failed(batch, error)

@@ -25,9 +25,8 @@ from ortserve.session import Runs, Session
 
 logger = logging.getLogger("ortserve.local_engine")
 
-BRIEF_S = (
-    0.001  # CPU seconds of a row: of less, more threads save hardly what HTTP costs a caller, and waking them costs the others as much
-)
+# CPU seconds of a row: of less, more threads save hardly what HTTP costs a caller, and waking them costs the others as much.
+BRIEF_S = 0.001
 
 
 class EngineObserver(Observer, Protocol):
@@ -95,14 +94,17 @@ def open_session(folder: Path, manifest: Manifest, execution: Execution, outputs
         execution = tensorrt.prepared(execution, manifest, precision)
     try:
         session = _warm(path, manifest, execution, outputs)
-        if session.intra_op_num_threads == 1 or execution.session.intra_op_num_threads != "auto" or not _is_brief(session):
-            return session
     except GraphRefused as error:
         if execution.cuda_graphs == "required":
             raise GraphRefused(f"model {manifest.name}: {error}") from error
         logger.warning("model %s runs without CUDA graphs: %s", manifest.name, error)
         return _warm(path, manifest, execution.model_copy(update={"cuda_graphs": "off"}), outputs)
-    logger.info("model %s runs in one thread: a row takes less than %g ms", manifest.name, BRIEF_S * 1000)
+    if execution.session.intra_op_num_threads != "auto" or not 1 < session.intra_op_num_threads <= execution.batching.max_in_flight:
+        return session
+    if not _is_brief(session):
+        return session
+    del session  # or both would be in memory at once
+    logger.info("model %s runs in one thread: a row takes less than %g ms of CPU time", manifest.name, BRIEF_S * 1000)
     alone = execution.session.model_copy(update={"intra_op_num_threads": 1})
     return _warm(path, manifest, execution.model_copy(update={"session": alone}), outputs)
 

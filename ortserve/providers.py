@@ -39,8 +39,9 @@ def session_options(execution: Execution) -> ort.SessionOptions:
     options.graph_optimization_level = _OPTIMIZATION[wanted.graph_optimization_level]
     options.enable_cpu_mem_arena = wanted.enable_cpu_mem_arena
     options.enable_mem_pattern = wanted.enable_mem_pattern
+    spins = wanted.allow_spinning and _bounds_spinning()
     for pool in ("intra_op", "inter_op"):
-        options.add_session_config_entry(f"session.{pool}.allow_spinning", "1" if wanted.allow_spinning else "0")
+        options.add_session_config_entry(f"session.{pool}.allow_spinning", "1" if spins else "0")
         options.add_session_config_entry(f"session.{pool}.spin_duration_us", str(wanted.spin_duration_us))
     options.add_session_config_entry("session.force_spinning_stop", "1")  # never between runs: the CPU is decoding's then
     if not adds_int8_exactly():
@@ -48,6 +49,11 @@ def session_options(execution: Execution) -> ort.SessionOptions:
         options.add_session_config_entry("session.x64quantprecision", "1")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
+
+
+def _bounds_spinning() -> bool:
+    """Whether this ONNX Runtime knows `spin_duration_us`: one that does not (OpenVINO's build is older) would spin on and on."""
+    return tuple(int(part) for part in ort.__version__.split(".")[:2]) >= (1, 31)
 
 
 def providers(execution: Execution) -> list[tuple[str, dict[str, str]]]:

@@ -9,7 +9,6 @@ import time
 import numpy as np
 import pytest
 
-from ortserve import batching
 from ortserve.batching import Batcher
 from ortserve.session import Tensors
 from tests.held_session import Held, Notes, ask, asking, rows, run, settings, turns
@@ -156,78 +155,6 @@ def test_inputs_that_do_not_stack_run_apart_and_keep_their_order() -> None:
         session.release(4)
         assert await asyncio.gather(*first, *tasks) == [[0], [10], [20], [50], [30], [40]]
         assert session.batches == [[0], [1, 3], [2, 4], [5]]
-        await batcher.close()
-
-    run(test)
-
-
-async def two_running(session: Held, notes: Notes) -> tuple[Batcher, list[asyncio.Task[list[float]]]]:
-    """A batcher of two slots with a batch of two rows in each, of which the first has ended."""
-    batcher = Batcher(session, settings(max_in_flight=2), observer=notes)
-    asked = asking(batcher, *(rows(value) for value in (1, 2, 3, 4)))
-    await turns()
-    assert batcher.in_flight == 2
-    session.release()
-    while not notes.finished:
-        await asyncio.sleep(0.001)
-    return batcher, asked
-
-
-def test_a_slot_waits_for_those_it_has_answered_while_another_batch_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "_GATHERING_SHARE", 1e9)
-    monkeypatch.setattr(batching, "_MIN_GATHERING_S", 0.0)
-
-    async def test() -> None:
-        session, notes = Held(), Notes()
-        batcher, asked = await two_running(session, notes)
-        asked += asking(batcher, rows(5))
-        await turns()
-        assert (batcher.in_flight, batcher.rows_waiting) == (1, 1)
-        asked += asking(batcher, rows(6))  # as many as there were before
-        await turns()
-        assert (batcher.in_flight, batcher.rows_waiting) == (2, 0)
-        session.release(2)
-        await asyncio.gather(*asked)
-        assert session.batches[2:] == [[5, 6]]
-        await batcher.close()
-
-    run(test)
-
-
-def test_it_waits_no_longer_than_the_other_batch_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "_GATHERING_SHARE", 1e9)
-    monkeypatch.setattr(batching, "_MIN_GATHERING_S", 0.0)
-
-    async def test() -> None:
-        session, notes = Held(), Notes()
-        batcher, asked = await two_running(session, notes)
-        asked += asking(batcher, rows(5))
-        await turns()
-        assert batcher.rows_waiting == 1
-        session.release(2)
-        await asyncio.gather(*asked)
-        assert session.batches[2:] == [[5]]
-        asked = asking(batcher, rows(6))  # nothing runs: it starts at once
-        await turns()
-        assert batcher.in_flight == 1
-        session.release()
-        await asyncio.gather(*asked)
-        await batcher.close()
-
-    run(test)
-
-
-def test_a_short_batch_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "_MIN_GATHERING_S", 1e9)
-
-    async def test() -> None:
-        session, notes = Held(), Notes()
-        batcher, asked = await two_running(session, notes)
-        asked += asking(batcher, rows(5))
-        await turns()
-        assert (batcher.in_flight, batcher.rows_waiting) == (2, 0)
-        session.release(2)
-        await asyncio.gather(*asked)
         await batcher.close()
 
     run(test)

@@ -34,18 +34,20 @@ def test_no_more_batches_than_cpus_are_in_flight_on_a_cpu(
 
 
 @pytest.mark.parametrize(
-    ("asked", "brief_s", "threads"),
-    [("auto", 60.0, 1), ("auto", 0.0, 3), (3, 60.0, 3)],
-    ids=["brief", "long", "told"],
+    ("asked", "brief_s", "flights", "threads"),
+    [("auto", 60.0, 3, 1), ("auto", 0.0, 3, 3), (3, 60.0, 3, 3), ("auto", 60.0, 2, 3)],
+    ids=["brief", "long", "told", "a CPU would idle"],
 )
 def test_a_brief_model_runs_in_one_thread_unless_the_profile_says_how_many(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Literal["auto"] | int, brief_s: float, threads: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Literal["auto"] | int, brief_s: float, flights: int, threads: int
 ) -> None:
-    monkeypatch.setattr(providers, "available_cpus", lambda: 3)
+    for module in (providers, local_engine):
+        monkeypatch.setattr(module, "available_cpus", lambda: 3)
     monkeypatch.setattr(local_engine, "BRIEF_S", brief_s)
     folder = add_package(tmp_path, "colours:1")
     manifest = Manifest.read(folder)
-    execution = fitted(manifest, Execution(provider="CPUExecutionProvider", session=Session(intra_op_num_threads=asked)))
+    batching, session = Batching(max_in_flight=flights), Session(intra_op_num_threads=asked)
+    execution = fitted(manifest, Execution(provider="CPUExecutionProvider", batching=batching, session=session))
     assert open_session(folder, manifest, execution, ["probabilities"]).intra_op_num_threads == threads
 
 

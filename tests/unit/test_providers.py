@@ -45,6 +45,12 @@ def test_options_come_from_the_profile() -> None:
     assert not options.enable_mem_pattern
 
 
+@pytest.mark.parametrize(("version", "spins"), [("1.24.1", "0"), ("1.31.0", "1"), ("2.0.0", "1")])
+def test_no_thread_spins_in_an_onnxruntime_that_knows_no_end_of_it(version: str, spins: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "__version__", version)
+    assert session_options(CPU).get_session_config_entry("session.intra_op.allow_spinning") == spins
+
+
 def test_auto_threads_are_the_cpus_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     assert session_options(CPU).intra_op_num_threads == cpus.available_cpus()
     monkeypatch.setattr(providers_module, "available_cpus", lambda: 7)
