@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ortserve import images, nms, placement
 from ortserve.errors import InferenceError, InvalidParameter, ModelError
+from ortserve.tasks.decimals import shortest
 from ortserve.tasks.endpoint import Endpoint, Files
 from ortserve.tasks.parameters import fraction, named, refuse_unknown, whole_number
 from ortserve.tasks.row import Row
@@ -122,10 +123,10 @@ class ObjectDetection:
                 {
                     "class_id": int(class_id),
                     "label": self._labels[int(class_id)],
-                    "score": float(str(score)),
+                    "score": score,
                     "box": dict(zip(("x1", "y1", "x2", "y2"), box, strict=True)),
                 }
-                for box, score, class_id in zip(boxes, found[:, 4], found[:, 5], strict=True)
+                for box, score, class_id in zip(boxes, shortest(found[:, 4]), found[:, 5], strict=True)
             ],
         }
 
