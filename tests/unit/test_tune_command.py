@@ -35,7 +35,7 @@ class FakeService:
         FakeService.starts[profile.name] += 1
 
     def __enter__(self) -> FakeService:
-        if not self.execution.get("session", {}).get("allow_spinning"):
+        if self.execution.get("session", {}).get("allow_spinning") is False:
             raise CannotServe("did not start: it sleeps")
         return self
 
