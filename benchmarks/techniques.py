@@ -120,7 +120,7 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{headline(result)}.", "", "| technique | where | requests/s with it over without (min to max) |", "|---|---|---|"]
     for one in TECHNIQUES:
         gain = result["gains"][one.name]
-        where = f"{SHOWN_CASES[one.case]}, {one.callers} callers"
+        where = f"{SHOWN_CASES[one.case]}, {one.callers} caller{'s' * (one.callers > 1)}"
         lines.append(f"| {one.shown} | {where} | {gain['median']:.2f} ({gain['min']:.2f} to {gain['max']:.2f}) |")
     graph = {name: f"{found['median']:.2f} ({found['min']:.2f} to {found['max']:.2f})" for name, found in result["graph"].items()}
     lines += [
