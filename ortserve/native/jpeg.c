@@ -21,7 +21,7 @@
 #define ROWS_AT_ONCE 8
 
 /* No row may begin where vectors of 32 bytes do: such ones libjpeg-turbo writes past the cache (simd/x86_64/jdcolext-avx2.asm, vmovntdq), from
-   where they would have to be fetched for resizing, which took half of its time. */
+   where they would have to be fetched for resizing. */
 #define VECTOR 32
 #define LEAD 4 /* bytes before a row; malloc's are aligned to 16 */
 

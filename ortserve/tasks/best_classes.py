@@ -12,7 +12,7 @@ from ortserve.errors import InferenceError
 from ortserve.tasks.decimals import shortest
 
 DEFAULT_TOP_K = 5
-_FEW = 100  # so many are sorted as a whole sooner than the best of them are found; of 1000 in four times the time
+_FEW = 100  # so many are sorted as a whole sooner than the best of them are found
 
 
 def best_classes(scores: NDArray[Any], labels: Sequence[str], top_k: int) -> list[dict[str, Any]]:
