@@ -296,7 +296,7 @@ class PackagedService(Service[Any]):
         if find_spec("httptools") is not None:  # else uvicorn takes h11, which has limits of its own
             from ortserve import connection
 
-            connection.install(edge.turned_away)
+            connection.install(None if edge.door is None else edge.door.turned_away)
             leaving.append(connection.let_go)
         return self.in_front(edge)
 

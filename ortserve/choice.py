@@ -27,22 +27,17 @@ class Choice:
         first = next(iter(self._offers.values()))
         self.path = first.endpoint.path
         self.takes: Files | Json = first.endpoint.takes
-        self._only = first.served if len(self._offers) == 1 else None
-
-    def let_in(self) -> None:
-        """As `ServedModel.let_in`, where it is known already which model is asked."""
-        if self._only is not None:
-            self._only.let_in()
+        self.only = first.served if len(self._offers) == 1 else None  # which is asked, known before the request is read; None: it says so
 
     def came(self) -> None:
         """As `ServedModel.came`."""
-        if self._only is not None:
-            self._only.came()
+        if self.only is not None:
+            self.only.came()
 
     def expect_room(self) -> None:
         """As `ServedModel.expect_room`, where it is known already which model is asked."""
-        if self._only is not None:
-            self._only.expect_room()
+        if self.only is not None:
+            self.only.expect_room()
 
     def of(self, wanted: str | None) -> Offer:
         """The model that NAME or NAME:VERSION means, or the only one. Raises InvalidParameter, naming those there are."""

@@ -27,7 +27,7 @@ _CONTINUE = b"HTTP/1.1 100 "  # an interim answer (RFC 9110, 15.2.1), before the
 FIRST_BYTE_S = 1.0  # what a connection made just before the end has for its first byte: three round trips around the world
 
 
-TurnedAway = Callable[[str, str, Mapping[bytes, bytes]], tuple[Reply, str] | None]  # as `Edge.turned_away`
+TurnedAway = Callable[[str, str, Mapping[bytes, bytes]], tuple[Reply, str] | None]  # as `Door.turned_away`
 
 
 class _Answered:
@@ -40,9 +40,10 @@ class _Answered:
 _ANSWERED: Any = _Answered()
 
 
-def install(turned_away: TurnedAway) -> None:
-    """Let uvicorn take `Connection` where it would choose by itself; each asks `turned_away` before it reads a request's body."""
-    Connection.turned_away = staticmethod(turned_away)
+def install(turned_away: TurnedAway | None) -> None:
+    """Let uvicorn take `Connection` where it would choose by itself; each asks `turned_away`, if any, before it reads a request's body."""
+    if turned_away is not None:
+        Connection.turned_away = staticmethod(turned_away)
     config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{Connection.__name__}"
 
 
@@ -139,7 +140,9 @@ class Connection(HttpToolsProtocol):
         declared = headers.get(b"content-length", b"")
         if not declared.isdigit() or len(declared) > 9 or int(declared) > DROPPED_BYTES:
             return False
-        path = unquote(self.url.partition(b"?")[0].decode("latin-1"))
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        if "%" in path:
+            path = unquote(path)
         refused = self.turned_away(self.parser.get_method().decode(), path, headers)
         if refused is None:
             return False
@@ -150,9 +153,12 @@ class Connection(HttpToolsProtocol):
 
     def _write(self, reply: Reply, request_id: str, *, close: bool) -> None:
         """Send a whole reply, past what makes responses of ASGI's messages."""
-        fields = {"content-type": "application/json", "content-length": len(reply.body), "x-request-id": request_id}
-        head = "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode()
-        head += b"".join(b"%s: %s\r\n" % header for header in reply.headers) + (b"connection: close\r\n" if close else b"")
+        head = b"content-type: %s\r\ncontent-length: %d\r\nx-request-id: %s\r\n" % (
+            reply.content_type,
+            len(reply.body),
+            request_id.encode(),
+        )
+        head += b"".join([b"%s: %s\r\n" % header for header in reply.headers]) + (b"connection: close\r\n" if close else b"")
         self.transport.write(STATUS_LINE[reply.status] + head + b"\r\n" + reply.body)
         if close:
             self.transport.close()

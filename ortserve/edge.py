@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl
 
 from ortserve import errors, logs
 from ortserve.body import ClientGone
+from ortserve.door import Door, Gate
 from ortserve.metrics import UNMATCHED, Metrics
 from ortserve.paths import Paths
 from ortserve.replies import Reply, error_body, error_reply, error_shape, json_reply, log_failure
@@ -62,13 +63,13 @@ Handler = Callable[[Request], Awaitable[Reply]]
 class Route:
     """One path. A segment of `template` may be a `{name}`; it is the metrics' label. GET routes answer HEAD too.
 
-    `let_in`, of what stood in place of each {name}, raises a ServingError where the handler would refuse whatever the request's body says.
+    `gate`, of what stood in place of each {name}: who says whether the handler would refuse whatever the request's body says; None: nobody.
     """
 
     method: str
     template: str
     handler: Handler
-    let_in: Callable[[Mapping[str, str]], None] | None = None
+    gate: Callable[[Mapping[str, str]], Gate | None] | None = None
 
 
 class Edge:
@@ -94,6 +95,7 @@ class Edge:
         self._metrics = metrics
         self._tracer = tracer
         self._access_log = access_log
+        self.door = Door(self._paths, metrics, access_log=access_log) if tracer is None else None  # a span belongs to a whole request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; lifespan and websockets go to BentoML's application."""
@@ -102,7 +104,7 @@ class Edge:
             return
         started = time.perf_counter()
         headers = dict(scope["headers"])
-        request_id = _request_id(headers.get(b"x-request-id", b""))
+        request_id = logs.request_id_of(headers)
         token = logs.request_id.set(request_id)
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         incoming = _Incoming(receive, headers)
@@ -122,31 +124,6 @@ class Edge:
                         method=scope["method"], endpoint=template, status=answer.status, seconds=seconds, sent_bytes=answer.sent_bytes
                     )
                 logs.request_id.reset(token)
-
-    def turned_away(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> tuple[Reply, str] | None:
-        """What is answered, with which request id, to a request that would find no place, before its body came; None: let it in.
-
-        For whoever owns the connection: refusing takes a seventh of the time there, which is the time of those who were let in.
-        """
-        methods, path_values = self._paths.find(path)
-        route = None if methods is None else methods.get(method)
-        if route is None or route.let_in is None or self._tracer is not None:  # a span belongs to a whole request
-            return None
-        started = time.perf_counter()
-        try:
-            route.let_in(path_values)
-        except errors.ServingError as error:  # handled here: kept past its clause, it and this call's frame would be a cycle for the collector
-            request_id = _request_id(headers.get(b"x-request-id", b""))
-            token = logs.request_id.set(request_id)
-            log_failure(route.template, error)
-            reply = error_reply(error, error_shape(path))
-            seconds = time.perf_counter() - started
-            self._metrics.request_refused(route.template, reply.status, seconds)
-            if self._access_log:
-                logs.access(method=method, endpoint=route.template, status=reply.status, seconds=seconds, sent_bytes=len(reply.body))
-            logs.request_id.reset(token)
-            return reply, request_id
-        return None
 
     def _match(
         self, method: str, path: str, headers: dict[bytes, bytes], receive: Receive, query_string: bytes
@@ -187,12 +164,6 @@ class Edge:
                 raise  # the server breaks the connection: nothing else tells the caller that the rest is missing
             reply = error_reply(error, error_shape(request.path))
         await answer.send(reply)
-
-
-def _request_id(sent: bytes) -> str:
-    """The caller's own where it can be one, else a new one."""
-    wanted = sent.decode("latin-1")
-    return wanted if logs.valid_request_id(wanted) else logs.new_request_id()
 
 
 _GUIDE = "GET / shows what there is"

@@ -8,6 +8,7 @@ import logging.config
 import os
 import re
 import sys
+from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
@@ -79,6 +80,12 @@ def access(method: str, endpoint: str, status: int, seconds: float, sent_bytes: 
 def valid_request_id(text: str) -> bool:
     """True for 1 to 128 characters of A-Z, a-z, 0-9, dot, underscore and hyphen: safe in a header, a log line and a file name."""
     return _VALID_ID.fullmatch(text) is not None
+
+
+def request_id_of(headers: Mapping[bytes, bytes]) -> str:
+    """The caller's own, of a request's `x-request-id`, where it can be one; else a new one."""
+    wanted = headers.get(b"x-request-id", b"").decode("latin-1")
+    return wanted if valid_request_id(wanted) else new_request_id()
 
 
 _pool: list[str] = []  # ids drawn and not yet handed out

@@ -127,9 +127,9 @@ class ModelMetrics:
         """A request's answer was ready that long after the request arrived."""
         self._request_s.observe(seconds)
 
-    def refused(self, reason: str) -> None:
-        """A request was refused; `reason` is the code of a ServingError."""
-        self._refusals.get(reason, self._refusals[UNKNOWN]).inc()
+    def refused(self, reason: str, times: int = 1) -> None:
+        """A request, or so many, were refused; `reason` is the code of a ServingError."""
+        self._refusals.get(reason, self._refusals[UNKNOWN]).inc(times)
 
     def decode_error(self, reason: str) -> None:
         """A request's input was unusable; `reason` is the code of a RequestError."""
@@ -153,7 +153,7 @@ class Metrics:
         self._service = (service, version, service if runner is None else runner)
         self._last_request = self.gauge("bentoml_service_last_request_timestamp_seconds").labels(*self._service)
         self._in_progress: dict[str, Gauge] = {}
-        self._finished: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._finished: dict[tuple[str, int], tuple[Counter, _BatchHistogram]] = {}
         self._models: dict[str, ModelMetrics] = {}
 
     def _register(self, entry: Entry) -> None:
@@ -203,21 +203,21 @@ class Metrics:
             in_progress.dec()
         self._count(endpoint, status, seconds)
 
-    def request_refused(self, endpoint: str, status: int, seconds: float) -> None:
-        """An HTTP request came in and was refused in the same moment."""
+    def request_refused(self, endpoint: str, status: int, seconds: float, times: int = 1) -> None:
+        """An HTTP request came in and was refused in the same moment; or so many were, each in no more than that time."""
         self._last_request.set(time.time())
-        self._count(endpoint, status, seconds)
+        self._count(endpoint, status, seconds, times)
 
-    def _count(self, endpoint: str, status: int, seconds: float) -> None:
+    def _count(self, endpoint: str, status: int, seconds: float, times: int = 1) -> None:
         bound = self._finished.get((endpoint, status))
         if bound is None:
             labels = (endpoint, *self._service, str(status))
             bound = self._finished[endpoint, status] = (
                 self.counter("bentoml_service_request_total").labels(*labels),
-                self.histogram("bentoml_service_request_duration_seconds").labels(*labels),
+                _BatchHistogram(self.histogram("bentoml_service_request_duration_seconds").labels(*labels)),
             )
-        bound[0].inc()
-        bound[1].observe(seconds)
+        bound[0].inc(times)
+        bound[1].observe_all([seconds] * times)
 
     def refused(self, model: str, reason: str) -> None:
         """A request for that model was refused; `reason` is an error code (queue_full, deadline_exceeded, shutting_down)."""

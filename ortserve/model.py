@@ -43,8 +43,8 @@ class ModelObserver(Protocol):
     def decode_error(self, reason: str) -> None:
         """A payload could not become tensors; `reason` is the error's code."""
 
-    def refused(self, reason: str) -> None:
-        """A payload was not answered; `reason` is the error's code."""
+    def refused(self, reason: str, times: int = 1) -> None:
+        """A payload, or so many, were not answered; `reason` is the error's code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,11 @@ class ServedModel:
         """
         self.expect_room(ahead=len(self._arrivals))
         self._arrivals.expect()
+
+    def refused(self, reason: str, times: int) -> None:
+        """So many more were told at their heads what `let_in` raised; `reason` is its code."""
+        if self._observer:
+            self._observer.refused(reason, times)
 
     def came(self) -> None:
         """The body of one that was let in is here, or its sender left."""

@@ -104,19 +104,24 @@ class _Overload:
 
     def __init__(self) -> None:
         self._next = 0.0
-        self._passed_over = 0
+        self.passed_over = 0
 
     def line(self) -> str | None:
         """What the line says of those before it that had none; None where this one has none either."""
         if (now := time.monotonic()) < self._next:
-            self._passed_over += 1
+            self.passed_over += 1
             return None
-        said = f", and {self._passed_over} more before it" if self._passed_over else ""
-        self._next, self._passed_over = now + self.EVERY_S, 0
+        said = f", and {self.passed_over} more before it" if self.passed_over else ""
+        self._next, self.passed_over = now + self.EVERY_S, 0
         return said
 
 
 _overload = _Overload()
+
+
+def passed_over(times: int) -> None:
+    """So many more refusals for want of room had no line."""
+    _overload.passed_over += times
 
 
 def log_failure(where: str, error: Exception) -> None:

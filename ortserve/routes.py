@@ -38,7 +38,7 @@ def build(
     for path in choices:
         metrics.expect(path)
     return [
-        *(Route("POST", path, _predict(choice, profile.limits, budget), _let_in(choice)) for path, choice in choices.items()),
+        *(Route("POST", path, _predict(choice, profile.limits, budget), _gate(choice)) for path, choice in choices.items()),
         Route("GET", "/", page(", ".join(models))),
         Route("GET", "/models", _list_models(models, profile)),
         Route("GET", "/models/{name}", _show_model(models, profile)),
@@ -89,11 +89,8 @@ def _predict(choice: Choice, limits: Limits, budget: body.BufferBudget) -> Handl
     return handler
 
 
-def _let_in(choice: Choice) -> Callable[[Mapping[str, str]], None]:
-    def let_in(_: Mapping[str, str]) -> None:
-        choice.let_in()
-
-    return let_in
+def _gate(choice: Choice) -> Callable[[Mapping[str, str]], ServedModel | None]:
+    return lambda _: choice.only
 
 
 async def respond(choice: Choice, asked: Asked) -> tuple[Any, Sequence[Answer | RequestError | ServingError]]:

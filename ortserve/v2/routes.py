@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -49,7 +48,7 @@ def build(
         Route("GET", "/v2/health/ready", service.ready),
         Route("GET", "/v2/models/stats", service.statistics),
         *(Route(method, model + rest, service.of_model(handler)) for model in MODEL for method, rest, handler in of_one),
-        *(Route("POST", f"{model}/infer", service.of_model(_infer), service.let_in) for model in MODEL),
+        *(Route("POST", f"{model}/infer", service.of_model(_infer), service.gate) for model in MODEL),
         Route("POST", "/v2/repository/index", service.index),
         *(Route("POST", f"/v2/repository/models/{{name}}/{what}", _not_offered) for what in ("load", "unload")),
     ]
@@ -82,10 +81,12 @@ class _Service:
 
         return found
 
-    def let_in(self, path_values: Mapping[str, str]) -> None:
-        """As `ServedModel.let_in`, of the model and version that the path names; where there is none, that is the answer."""
-        with suppress(NotFound):
-            self._named(path_values).let_in()
+    def gate(self, path_values: Mapping[str, str]) -> ServedModel | None:
+        """The model and version that the path names; None where there is none, which the handler says."""
+        try:
+            return self._named(path_values)
+        except NotFound:
+            return None
 
     def _named(self, path_values: Mapping[str, str]) -> ServedModel:
         name, version = path_values["name"], path_values.get("version")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -462,34 +462,6 @@ def test_the_access_line_names_the_route_and_never_the_path(site: Site, caplog: 
     access = [record for record in caplog.records if record.name == logs.ACCESS]
     assert [record.getMessage().split()[:3] for record in access] == [["GET", "unmatched", "404"]]
     assert "secret-path" not in caplog.text
-
-
-def test_who_finds_no_place_is_turned_away_counted_and_told_which_request_it_was(caplog: pytest.LogCaptureFixture) -> None:
-    full = [True]
-
-    asked: list[Mapping[str, str]] = []
-
-    def let_in(path_values: Mapping[str, str]) -> None:
-        asked.append(path_values)
-        if full[0]:
-            raise errors.QueueFull("expected room", retry_after_s=3.2)
-
-    site = Site(extra=[Route("POST", "/classify", take_body, let_in), Route("POST", "/of/{name}", take_body, let_in)])
-    caplog.set_level(logging.INFO)
-    turned_away = site.edge.turned_away("POST", "/classify", {b"x-request-id": b"mine"})
-    assert turned_away is not None
-    reply, request_id = turned_away
-    assert (reply.status, request_id, json.loads(reply.body)["error"]["request_id"]) == (429, "mine", "mine")
-    assert (b"retry-after", b"3") in reply.headers
-    assert site.edge.turned_away("POST", "/classify", {b"x-request-id": b"not an id"}) is not None
-    assert site.counted() == {("/classify", "429"): 2}
-    assert site.in_progress() == 0
-    assert site.edge.turned_away("GET", "/classify", {}) is None  # answered with 405, in the usual way
-    assert site.edge.turned_away("POST", "/take", {}) is None
-    assert site.edge.turned_away("POST", "/of/digits", {}) is not None
-    assert asked[-1] == {"name": "digits"}
-    full[0] = False
-    assert site.edge.turned_away("POST", "/classify", {}) is None
 
 
 def test_refusals_for_want_of_room_have_one_line_a_second(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

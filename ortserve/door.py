@@ -1,0 +1,107 @@
+"""The door: who would find no place is told so at the head of a request, before its body is read.
+
+For whoever owns the connection (`connection.py`): what refusing takes is taken from those who were let in, and it takes least there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from ortserve import logs
+from ortserve.errors import QueueFull, ServingError
+from ortserve.replies import Reply, error_reply, error_shape, log_failure, passed_over
+
+if TYPE_CHECKING:
+    from ortserve.edge import Route
+    from ortserve.metrics import Metrics
+    from ortserve.paths import Paths
+
+# Past capacity a queue is full again as soon as a place is free, and refusals are most of what the event loop does: one for want of room is
+# told to everybody who asks for the same within these seconds. A queue of hundreds loses some three rows in them.
+STANDS_S = 0.002
+
+
+class Gate(Protocol):
+    """Who says whether there is a place. `ServedModel` is one."""
+
+    def let_in(self) -> None:
+        """Nothing, where one request will have a place once its body is here. Raises a ServingError, counted as a refusal, where not."""
+
+    def refused(self, reason: str, times: int) -> None:
+        """So many others were told the same; `reason` is the error's code."""
+
+
+@dataclass(slots=True)
+class _Standing:
+    """A refusal, and how many were told it after the first."""
+
+    gate: Gate
+    endpoint: str
+    reply: Reply
+    around_id: list[bytes]  # the reply's body, but for the request id
+    seconds: float  # that the first one took
+    until: float  # `time.monotonic()` seconds
+    told: int = 0
+
+
+class Door:
+    """Refuses in place of the routes whose `gate` says so. In the event loop's thread alone."""
+
+    def __init__(self, paths: Paths[dict[str, Route]], metrics: Metrics, *, access_log: bool) -> None:
+        self._paths = paths
+        self._metrics = metrics
+        self._access_log = access_log
+        self._standing: dict[tuple[str, str], _Standing] = {}  # by method and path: of paths that have a gate, and so of no others
+
+    def turned_away(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> tuple[Reply, str] | None:
+        """What is answered, with which request id, to a request that would find no place; None: let it in."""
+        standing = self._standing.get((method, path))
+        if standing is not None:
+            if time.monotonic() < standing.until:
+                standing.told += 1
+                request_id = logs.request_id_of(headers)
+                first = standing.reply
+                return Reply(first.status, request_id.encode().join(standing.around_id), headers=first.headers), request_id
+            self._count(method, path)
+        methods, path_values = self._paths.find(path)
+        route = None if methods is None else methods.get(method)
+        gate = None if route is None or route.gate is None else route.gate(path_values)
+        if route is None or gate is None:
+            return None
+        started = time.perf_counter()
+        try:
+            gate.let_in()
+        except ServingError as error:  # handled here: kept past its clause, error and frame would hold each other until the collector comes
+            request_id = logs.request_id_of(headers)
+            token = logs.request_id.set(request_id)
+            log_failure(route.template, error)
+            reply = error_reply(error, error_shape(path))
+            seconds = time.perf_counter() - started
+            self._metrics.request_refused(route.template, reply.status, seconds)
+            if self._access_log:  # a line for each
+                logs.access(method=method, endpoint=route.template, status=reply.status, seconds=seconds, sent_bytes=len(reply.body))
+            elif isinstance(error, QueueFull):
+                self._stand(method, path, gate, route.template, error, seconds)
+            logs.request_id.reset(token)
+            return reply, request_id
+        return None
+
+    def _stand(self, method: str, path: str, gate: Gate, endpoint: str, error: QueueFull, seconds: float) -> None:
+        place = logs.new_request_id()  # random, so that no word of the message is taken for it
+        logs.request_id.set(place)
+        reply = error_reply(error, error_shape(path))
+        around_id = reply.body.split(place.encode())
+        self._standing[method, path] = _Standing(gate, endpoint, reply, around_id, seconds, time.monotonic() + STANDS_S)
+        asyncio.get_running_loop().call_later(STANDS_S, self._count, method, path)  # or, where somebody asks later than that, before
+
+    def _count(self, method: str, path: str) -> None:
+        """What stood there stands no longer, and all who were told it are counted."""
+        standing = self._standing.pop((method, path), None)
+        if standing is not None and standing.told:
+            self._metrics.request_refused(standing.endpoint, standing.reply.status, standing.seconds, standing.told)
+            standing.gate.refused(QueueFull.code, standing.told)
+            passed_over(standing.told)
