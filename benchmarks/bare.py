@@ -1,8 +1,8 @@
 """The limit: bare `session.run` in a process of its own, on pixels that are ready, at several set-ups; the best one counts.
 
 `python -m benchmarks.bare MODEL.onnx SECONDS [--grid | --only SETUPS] [--picture FILE]` prints one line of JSON: a list of set-ups. SETUPS
-is such a list, of those to measure. With a picture, three more, with every thread, with those spinning, and with one: decoding it and
-running it alone, one after the other, which is what a single caller cannot be answered faster than.
+is such a list, of those to measure; one that is `decoding` decodes the picture before each call: which is what a single caller cannot be
+answered faster than.
 """
 
 from __future__ import annotations
@@ -37,6 +37,12 @@ def setups(grid: bool) -> list[dict[str, Any]]:
     every = [(cpus, 1, 1, False), (cpus, 1, 1, True), (cpus, 1, 4, False), (cpus, 1, 4, True), (cpus, 1, 8, False)]
     each = [(1, cpus, 1, False), (1, cpus, 4, False)]
     return [dict(zip(("threads", "callers", "batch", "spinning"), one, strict=True)) for one in (*every, *each)]
+
+
+def alone() -> list[dict[str, Any]]:
+    """One caller, whose picture is decoded too: with every thread, with those spinning, and with one, which costs the least CPU time."""
+    ways = dict.fromkeys([(available_cpus(), False), (available_cpus(), True), (1, False)])
+    return [{"threads": threads, "callers": 1, "batch": 1, "spinning": spinning, "decoding": True} for threads, spinning in ways]
 
 
 def measure(path: Path, seconds: float, setup: dict[str, Any], picture: bytes | None = None) -> dict[str, Any]:
@@ -75,12 +81,11 @@ def main(
     picture: Annotated[Path | None, typer.Option()] = None,
 ) -> None:
     """Measure and print."""
-    found = [measure(model, seconds, setup) for setup in (json.loads(only) if only else setups(grid))]
-    if picture is not None:
-        ways = [(available_cpus(), False), (available_cpus(), True), (1, False)]  # the last one wakes no other thread: the least CPU time
-        alone = [{"threads": threads, "callers": 1, "batch": 1, "spinning": spinning} for threads, spinning in dict.fromkeys(ways)]
-        found += [measure(model, seconds, way, picture.read_bytes()) for way in alone]
-    print(json.dumps(found))
+    asked = json.loads(only) if only else setups(grid)
+    if picture is None and any(setup.get("decoding") for setup in asked):
+        raise typer.BadParameter("expected a picture for a set-up that decodes one, got none: give --picture FILE")
+    content = b"" if picture is None else picture.read_bytes()
+    print(json.dumps([measure(model, seconds, setup, content if setup.get("decoding") else None) for setup in asked]))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
+from statistics import mean
 from typing import Any
 
 from benchmarks.machine import summary
@@ -38,13 +39,14 @@ class Figures:
         """Rows per second of the best set-up of each round."""
         return self._setups(case, precision, lambda one: -one["rows_per_s"], "rows_per_s", decoding=False)
 
+    def beside(self, case: str, system: str, load: str, figure: str) -> ByRound:
+        """One figure of the bare runs just before and just after a load, their mean, by round."""
+        points = self.points(case, system, load)
+        return {turn: mean(one[figure] for one in point["beside"]) for turn, point in points.items() if point.get("beside")}
+
     def decoding_cpu_s(self) -> ByRound:
         """CPU seconds of decoding one picture and running the near-empty model: what every server spends on its pictures at least."""
         return self._setups("near_empty", "fp32", lambda one: one.get("cpu_s_per_row", inf), "cpu_s_per_row", decoding=True)
-
-    def bare_alone_ms(self, case: str) -> ByRound:
-        """The median time of decoding a picture and running it, at the best set-up of each round."""
-        return self._setups(case, "fp32", lambda one: one["p50_ms"], "p50_ms", decoding=True)
 
     def setups(self, case: str, precision: str) -> list[dict[str, Any]]:
         """Every set-up of bare runs, by its median; those that were only compared in short windows by that."""

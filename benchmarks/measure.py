@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import client, models
+from benchmarks.bare import alone
 from benchmarks.models import Model
 from benchmarks.places import PEERS
-from benchmarks.plan import BARE_BEST, BARE_SHARE, COMPARED, Case, Plan, Session, filling_s, precisions
+from benchmarks.plan import BARE_BEST, BARE_SHARE, Case, Plan, Session, filling_s
 from benchmarks.process import DidNotStart, PeakMemory, Served, pss_bytes
 from benchmarks.state import State
 from benchmarks.systems import BY_NAME, System
@@ -78,8 +79,11 @@ def _served(session: Session, plan: Plan, state: State, told: Told) -> None:
             rate = capacity * load.percent / 100 if load.percent is not None else 0.0
             warm_up_s = filling_s(capacity, load.percent) if load.percent is not None and load.percent > 100 else client.WARM_UP_S
             seconds = plan.load_s(session, load, capacity)
+            decoding = plan.beside(session, load)
+            before = _beside(session, decoding, plan, state)
             point = loaded(served, asked.files, load.callers, seconds, rate=rate, seed=session.round, warm_up_s=warm_up_s)
-            state.add(session.key, load.key, **point)
+            after = _beside(session, decoding, plan, state)
+            state.add(session.key, load.key, **point, **({"beside": [*before, *after]} if before and after else {}))
             if load.key == "closed 32":
                 capacity = point["requests_per_s"]
 
@@ -117,28 +121,48 @@ def _bare(session: Session, plan: Plan, state: State, told: Told) -> None:
     model = model_of(session.case)
     have = state.of(session.key)
     window_s, compared_s = plan.window_s(session.case), plan.window_s(session.case, BARE_SHARE)
-    for precision in precisions(session.case):
-        if precision in have or (session.round and precision not in COMPARED):
+    for precision in plan.bare_precisions(session):
+        if precision in have:
             continue
         told(f"bare session.run, {precision}")
         path = model.folder / f"{precision}.onnx"
-        picture = ["--picture", models.pictures(PICTURES)[0]] if precision == "fp32" else []
         try:
             if session.round == 0:
                 compared = run_json("benchmarks.bare", path, compared_s, *(["--grid"] if plan.grid else []))
             else:
                 compared = state.of(replace(session, round=0).key).get(precision, {}).get("compared", [])
-            chosen = json.dumps(best_setups(compared))
-            found = run_json("benchmarks.bare", path, window_s, *picture, "--only", chosen)
+            chosen = [*best_setups(compared), *(alone() if precision == "fp32" else [])]
+            found = _bare_runs(path, window_s, chosen)
             state.add(session.key, precision, setups=found, **({"compared": compared} if session.round == 0 else {}))
         except RuntimeError as error:
             state.add(session.key, precision, reason=str(error))
 
 
+def _beside(session: Session, decoding: bool | None, plan: Plan, state: State) -> list[dict[str, Any]]:
+    """A bare run while the server has nothing to do, at what the first round found best; [] where none is wanted, or none is known."""
+    found = state.of(f"0/{session.case}/bare/bare").get("fp32", {}).get("setups", [])
+    of_kind = [setup for setup in found if setup["decoding"] == decoding]
+    if decoding is None or not of_kind:
+        return []
+    best = min(of_kind, key=lambda one: one["p50_ms"]) if decoding else max(of_kind, key=lambda one: one["rows_per_s"])
+    return _bare_runs(model_of(session.case).folder / "fp32.onnx", plan.window_s(session.case) / 2, [_setup(best)])
+
+
+def _bare_runs(path: Path, seconds: float, setups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    ran: list[dict[str, Any]] = run_json(
+        "benchmarks.bare", path, seconds, "--only", json.dumps(setups), "--picture", models.pictures(PICTURES)[0]
+    )
+    return ran
+
+
+def _setup(of: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: of[key] for key in ("threads", "callers", "batch", "spinning", "decoding")}
+
+
 def best_setups(compared: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Those with the most rows per second, as `benchmarks.bare --only` takes them."""
     ranked = sorted(compared, key=lambda one: -one["rows_per_s"])[:BARE_BEST]
-    return [{key: one[key] for key in ("threads", "callers", "batch", "spinning")} for one in ranked]
+    return [_setup(one) for one in ranked]
 
 
 def run_json(module: str, *arguments: object) -> Any:

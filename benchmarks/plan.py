@@ -41,7 +41,17 @@ BARE_SHARE = 0.15  # of a window, for each set-up of a bare run when they are fi
 BARE_BEST = 2
 BARE_DECODING = 3  # set-ups that decode a picture too
 BARE_OPEN_S = 0.5  # a session is opened and warmed up
-COMPARED = ("fp32", "int8")  # precisions of bare runs that a target compares with: in every round
+BARE_START_S = 1.5  # the process that does
+# What a target divides by a bare run is measured beside one: half a window of it before, half a window after, in the same minute. This
+# machine drifts by ten per cent within minutes, twice what such a target may lose. The value: whether each bare run decodes a picture too.
+OVER_BARE: dict[tuple[Case, str, int], bool] = {
+    ("resnet50", "default", 1): True,
+    ("resnet50", "default", 8): False,
+    ("resnet50", "default", 32): False,
+    ("resnet50", "latency", 1): True,
+}
+# Precisions of bare runs that a target compares with, other than beside a load: in every round.
+COMPARED: dict[Case, tuple[str, ...]] = {"resnet50": ("int8",), "near_empty": ("fp32",)}
 # Callers at which a target compares this service's profiles and PyTorch; peers are compared where the default profile is.
 COUNTED: dict[tuple[Case, str], tuple[int, ...]] = {
     ("resnet50", "default"): (1, 8, 32, 64),
@@ -123,6 +133,14 @@ class Plan:
         whole = load == Load(32) if session.part == "open" else load.callers in counted(BY_NAME[session.system], session.case)
         return self.window_s(session.case, 1.0 if whole else SHORT_SHARE)
 
+    def bare_precisions(self, session: Session) -> tuple[str, ...]:
+        """Those that bare runs of a session are measured in."""
+        return precisions(session.case) if self.even or session.round == 0 else COMPARED[session.case]
+
+    def beside(self, session: Session, load: Load) -> bool | None:
+        """Whether the bare runs beside that load decode a picture too; None: there are none."""
+        return OVER_BARE.get((session.case, session.system, load.callers)) if session.part == "closed" else None
+
     def closed_sessions(self) -> list[Session]:
         """Every system under closed loops, round by round, after what needs no server."""
         sessions: list[Session] = []
@@ -186,6 +204,8 @@ class Plan:
         whole = SESSION_S[session.case]
         for load in session.loads:
             whole += self.load_s(session, load, per_second)
+            if self.beside(session, load) is not None:
+                whole += self.window_s(session.case) + 2 * (BARE_START_S + BARE_OPEN_S)
             if load.percent is not None and load.percent > 100:
                 whole += filling_s(per_second, load.percent) + TAIL_S
             else:
@@ -195,8 +215,9 @@ class Plan:
     def _bare_s(self, session: Session) -> float:
         """The first round compares every set-up in every precision; each one then measures the best, and a picture alone."""
         window, compared = self.window_s(session.case), self.window_s(session.case, BARE_SHARE)
-        every = (24 if self.grid else 7) * len(precisions(session.case)) if session.round == 0 else 0
-        whole = BARE_BEST * len([one for one in precisions(session.case) if session.round == 0 or one in COMPARED]) + BARE_DECODING
+        wanted = self.bare_precisions(session)
+        every = (24 if self.grid else 7) * len(wanted) if session.round == 0 else 0
+        whole = BARE_BEST * len(wanted) + (BARE_DECODING if "fp32" in wanted else 0)
         return every * (compared + BARE_OPEN_S) + whole * (window + BARE_OPEN_S)
 
     def _beside(self, case: Case) -> bool:

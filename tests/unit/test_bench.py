@@ -6,13 +6,27 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from benchmarks import bench, client, measure
 from benchmarks.figures import Figures
-from benchmarks.plan import LONGEST_FILLING_S, Load, Plan, Session, complete, counted, filling_s, quick, smallest, takes, whole_grid
+from benchmarks.plan import (
+    LONGEST_FILLING_S,
+    OVER_BARE,
+    Load,
+    Plan,
+    Session,
+    complete,
+    counted,
+    filling_s,
+    quick,
+    smallest,
+    takes,
+    whole_grid,
+)
 from benchmarks.state import State
 from benchmarks.systems import BY_NAME, SYSTEMS, kserve_binary, kserve_json, top_class
 from ortserve import profile_file
@@ -73,10 +87,10 @@ def test_bare_runs_are_compared_once_and_the_best_two_measured_in_each_round(tmp
         words = tuple(map(str, arguments))
         asked.append((Path(words[0]).stem, *words[1:]))
         chosen = json.loads(words[words.index("--only") + 1]) if "--only" in words else None
-        one = {"threads": 2, "callers": 1, "batch": 1, "spinning": False, "decoding": False, "p50_ms": 1.0}
+        one = {"threads": 2, "callers": 1, "spinning": False, "decoding": False, "p50_ms": 1.0}
         rates = {1: 20.0, 4: 30.0, 8: 25.0}
-        sizes = [setup["batch"] for setup in chosen] if chosen is not None else list(rates)
-        return [{**one, "batch": size, "rows_per_s": rates[size]} for size in sizes]
+        setups = chosen if chosen is not None else [{**one, "batch": size} for size in rates]
+        return [{**one, **setup, "rows_per_s": rates[setup["batch"]]} for setup in setups]
 
     monkeypatch.setattr(measure, "run_json", run_json)
     monkeypatch.setattr(measure, "model_of", lambda _: measure.Model("resnet50", Path("/store"), Path()))
@@ -84,11 +98,52 @@ def test_bare_runs_are_compared_once_and_the_best_two_measured_in_each_round(tmp
     plan, state = complete(minutes=50, rounds=3), State(tmp_path / "s.jsonl", SETTINGS)
     for turn in (0, 1):
         measure.run(Session(turn, "resnet50", "bare", "bare"), plan, state, lambda _: None)
-    assert [words[0] for words in asked] == ["fp32", "fp32", "fp16", "fp16", "int8", "int8", "fp32", "int8"]
+    assert [words[0] for words in asked] == ["fp32", "fp32", "fp16", "fp16", "int8", "int8", "int8"]
     assert float(asked[0][1]) < float(asked[1][1]) == plan.seconds
     figures = Figures(state.points)
-    assert figures.bare("resnet50") == {0: 30.0, 1: 30.0}
-    assert {setup["batch"]: setup["rows_per_s"]["median"] for setup in figures.setups("resnet50", "fp32")} == {4: 30.0, 8: 25.0, 1: 20.0}
+    assert figures.bare("resnet50") == {0: 30.0}  # later ones are beside a load
+    assert figures.bare("resnet50", "int8") == {0: 30.0, 1: 30.0}
+    bare = [setup for setup in figures.setups("resnet50", "fp32") if not setup["decoding"]]
+    assert {setup["batch"]: setup["rows_per_s"]["median"] for setup in bare} == {4: 30.0, 8: 25.0, 1: 20.0}
+    decoding = [[setup["decoding"] for setup in json.loads(words[words.index("--only") + 1])] for words in asked if "--only" in words]
+    assert decoding[0] == [False, False, True, True, True]
+    assert decoding[2] == [False, False]  # int8: what a single caller is compared with is fp32
+
+
+def test_bare_runs_beside_a_load_are_of_the_best_setup_of_its_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def setup(threads: int, rate: float, p50_ms: float, *, decoding: bool) -> dict[str, Any]:
+        same = {"callers": 1, "batch": 1, "spinning": False}
+        return {**same, "threads": threads, "decoding": decoding, "rows_per_s": rate, "p50_ms": p50_ms}
+
+    def run_json(_: str, *arguments: object) -> list[dict[str, Any]]:
+        words = tuple(map(str, arguments))
+        assert float(words[1]) == plan.seconds / 2
+        asked: list[dict[str, Any]] = json.loads(words[words.index("--only") + 1])
+        return asked
+
+    monkeypatch.setattr(measure, "run_json", run_json)
+    monkeypatch.setattr(measure, "model_of", lambda _: SimpleNamespace(folder=tmp_path))
+    monkeypatch.setattr(measure.models, "pictures", lambda _: [tmp_path / "p.jpg"])
+    plan, state = complete(minutes=50, rounds=3), State(tmp_path / "s.jsonl", SETTINGS)
+    session = Session(1, "resnet50", "default", "closed")
+    assert measure._beside(session, True, plan, state) == []  # nothing is known of bare runs
+    slower = [setup(1, 20, 99, decoding=False), setup(3, 30, 60, decoding=True)]
+    best = [setup(2, 22, 50, decoding=False), setup(4, 9, 40, decoding=True)]
+    state.add("0/resnet50/bare/bare", "fp32", setups=slower + best)
+    assert [one["threads"] for one in measure._beside(session, False, plan, state)] == [2]
+    assert [one["threads"] for one in measure._beside(session, True, plan, state)] == [4]
+    assert measure._beside(session, None, plan, state) == []
+
+
+def test_what_targets_divide_by_a_bare_run_has_one_beside_it() -> None:
+    plan = complete(minutes=50, rounds=3)
+    beside = {
+        (session.case, session.system, load.callers): plan.beside(session, load)
+        for session in [*plan.closed_sessions(), *plan.open_sessions({"resnet50": ("mosec",)})]
+        for load in session.loads
+        if plan.beside(session, load) is not None
+    }
+    assert beside == OVER_BARE
 
 
 def test_systems_are_measured_in_turns() -> None:

@@ -37,7 +37,20 @@ def test_bare_runs_count_by_their_best_setup_of_each_round() -> None:
         ]
     )
     assert figures.bare("resnet50") == {0: 22, 1: 24}  # 30 is with decoding, so not a bare run
-    assert figures.bare_alone_ms("resnet50") == {0: 54, 1: 45}
+
+
+def test_a_load_is_divided_by_the_mean_of_the_bare_runs_before_and_after_it() -> None:
+    figures = Figures(
+        [
+            closed(0, "default", 36.0, beside=[{"rows_per_s": 38.0}, {"rows_per_s": 42.0}]),
+            closed(1, "default", 36.0),  # of a round in which the bare runs failed
+            closed(0, "default", 30.0, "closed 1", p50_ms=33.0, beside=[{"p50_ms": 32.0}, {"p50_ms": 28.0}]),
+        ]
+    )
+    assert figures.beside("resnet50", "default", "closed 8", "rows_per_s") == {0: 40.0}
+    assert named(figures, "`resnet50` fp32, 8 callers, over the best bare").values == (0.9,)
+    assert named(figures, "default profile, 1 caller: p50 over bare").values == (1.1,)
+    assert named(figures, "latency profile, 1 caller: p50 over bare").values == ()
 
 
 def test_memory_is_the_peak_over_the_loads() -> None:
@@ -84,13 +97,11 @@ def test_the_limit_is_the_same_ratio_for_what_the_bare_session_and_decoding_do_i
     near = {"case": "near_empty"}
     figures = Figures(
         [
-            bare(0, "resnet50", "fp32", setup(20.0)),
-            bare(1, "resnet50", "fp32", setup(30.0)),
             bare(0, "resnet50", "int8", setup(36.0)),
             bare(
                 0, "near_empty", "fp32", setup(9000.0), setup(400.0, decoding=True, cpu_s=0.0025), setup(410.0, decoding=True, cpu_s=0.004)
             ),
-            *(closed(turn, "default", 20.0) for turn in (0, 1)),
+            *(closed(turn, "default", 20.0, beside=[setup(rate), setup(rate)]) for turn, rate in enumerate((20.0, 30.0))),
             *(closed(turn, "pytorch", 10.0) for turn in (0, 1)),
             closed(0, "mosec", 16.0),
             closed(0, "mosec", 500.0, server_cpu_s_per_request=0.004, **near),
