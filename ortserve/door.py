@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,9 +16,7 @@ from ortserve.errors import QueueFull, ServingError
 from ortserve.replies import Reply, error_reply, error_shape, log_failure, passed_over
 
 if TYPE_CHECKING:
-    from ortserve.edge import Route
     from ortserve.metrics import Metrics
-    from ortserve.paths import Paths
 
 # Past capacity a queue is full again as soon as a place is free, and refusals are most of what the event loop does: one for want of room is
 # told to everybody who asks for the same within these seconds. A queue of hundreds loses some three rows in them.
@@ -33,6 +31,21 @@ class Gate(Protocol):
 
     def refused(self, reason: str, times: int) -> None:
         """So many others were told the same; `reason` is the error's code."""
+
+
+class Guarded(Protocol):
+    """A route, as far as its door is concerned."""
+
+    @property
+    def template(self) -> str:
+        """Its path."""
+
+    @property
+    def gate(self) -> Callable[[Mapping[str, str]], Gate | None] | None:
+        """Who says whether there is a place, of what stood in place of each {name}; None: nobody."""
+
+
+Find = Callable[[str], tuple[Mapping[str, Guarded] | None, Mapping[str, str]]]  # its routes by method; what its names stand for
 
 
 @dataclass(slots=True)
@@ -51,8 +64,8 @@ class _Standing:
 class Door:
     """Refuses in place of the routes whose `gate` says so. In the event loop's thread alone."""
 
-    def __init__(self, paths: Paths[dict[str, Route]], metrics: Metrics, *, access_log: bool) -> None:
-        self._paths = paths
+    def __init__(self, find: Find, metrics: Metrics, *, access_log: bool) -> None:
+        self._find = find
         self._metrics = metrics
         self._access_log = access_log
         self._standing: dict[tuple[str, str], _Standing] = {}  # by method and path: of paths that have a gate, and so of no others
@@ -67,7 +80,7 @@ class Door:
                 first = standing.reply
                 return Reply(first.status, request_id.encode().join(standing.around_id), headers=first.headers), request_id
             self._count(method, path)
-        methods, path_values = self._paths.find(path)
+        methods, path_values = self._find(path)
         route = None if methods is None else methods.get(method)
         gate = None if route is None or route.gate is None else route.gate(path_values)
         if route is None or gate is None:

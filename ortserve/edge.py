@@ -95,7 +95,7 @@ class Edge:
         self._metrics = metrics
         self._tracer = tracer
         self._access_log = access_log
-        self.door = Door(self._paths, metrics, access_log=access_log) if tracer is None else None  # a span belongs to a whole request
+        self.door = Door(self._paths.find, metrics, access_log=access_log) if tracer is None else None  # a span belongs to a whole request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; lifespan and websockets go to BentoML's application."""

@@ -55,7 +55,7 @@ class Site:
         for template in ("/classify", "/v2/models/{name}/infer"):
             paths.put(template, {"POST": Route("POST", template, nothing, self.gate_of)})
         paths.put("/take", {"POST": Route("POST", "/take", nothing)})
-        self.door = Door(paths, self.metrics, access_log=access_log)
+        self.door = Door(paths.find, self.metrics, access_log=access_log)
 
     def gate_of(self, path_values: Mapping[str, str]) -> Gate | None:
         return None if path_values.get("name") == "unknown" else self.gate
