@@ -16,7 +16,7 @@ pytestmark = pytest.mark.e2e
 
 
 def test_the_smallest_bench_measures_this_service(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.bench", "smallest", "--seconds", "1", "--system", "default", "--results", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.bench", "smallest", "--seconds", "0.5", "--system", "default", "--results", str(tmp_path)]
     environment = {**os.environ, "BENCHMARK_WORK": str(tmp_path / "work")}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
