@@ -39,10 +39,10 @@ class Figures:
         """Rows per second of the best set-up of each round."""
         return self._setups(case, precision, lambda one: -one["rows_per_s"], "rows_per_s", decoding=False)
 
-    def beside(self, case: str, system: str, load: str, figure: str) -> ByRound:
-        """One figure of the bare runs just before and just after a load, their mean, by round."""
-        points = self.points(case, system, load)
-        return {turn: mean(one[figure] for one in point["beside"]) for turn, point in points.items() if point.get("beside")}
+    def bare_beside(self, case: str, system: str, load: str, figure: str) -> ByRound:
+        """One figure of the bare runs just before and just after a load, their mean, by round; none of a round in which one failed."""
+        runs = {turn: point.get("beside", []) for turn, point in self.points(case, system, load).items()}
+        return {turn: mean(one[figure] for one in both) for turn, both in runs.items() if both and all(figure in one for one in both)}
 
     def decoding_cpu_s(self) -> ByRound:
         """CPU seconds of decoding one picture and running the near-empty model: what every server spends on its pictures at least."""

@@ -79,11 +79,11 @@ def _served(session: Session, plan: Plan, state: State, told: Told) -> None:
             rate = capacity * load.percent / 100 if load.percent is not None else 0.0
             warm_up_s = filling_s(capacity, load.percent) if load.percent is not None and load.percent > 100 else client.WARM_UP_S
             seconds = plan.load_s(session, load, capacity)
-            decoding = plan.beside(session, load)
-            before = _beside(session, decoding, plan, state)
+            decoding = plan.bare_beside(session, load)
+            before = _bare_beside(session, decoding, plan, state)
             point = loaded(served, asked.files, load.callers, seconds, rate=rate, seed=session.round, warm_up_s=warm_up_s)
-            after = _beside(session, decoding, plan, state)
-            state.add(session.key, load.key, **point, **({"beside": [*before, *after]} if before and after else {}))
+            after = _bare_beside(session, decoding, plan, state)
+            state.add(session.key, load.key, **point, **({"beside": [*before, *after]} if decoding is not None else {}))
             if load.key == "closed 32":
                 capacity = point["requests_per_s"]
 
@@ -138,14 +138,17 @@ def _bare(session: Session, plan: Plan, state: State, told: Told) -> None:
             state.add(session.key, precision, reason=str(error))
 
 
-def _beside(session: Session, decoding: bool | None, plan: Plan, state: State) -> list[dict[str, Any]]:
-    """A bare run while the server has nothing to do, at what the first round found best; [] where none is wanted, or none is known."""
+def _bare_beside(session: Session, decoding: bool | None, plan: Plan, state: State) -> list[dict[str, Any]]:
+    """A bare run while the server has nothing to do, at what the first round found best, or why there is none; [] where none is wanted."""
     found = state.of(f"0/{session.case}/bare/bare").get("fp32", {}).get("setups", [])
     of_kind = [setup for setup in found if setup["decoding"] == decoding]
     if decoding is None or not of_kind:
         return []
     best = min(of_kind, key=lambda one: one["p50_ms"]) if decoding else max(of_kind, key=lambda one: one["rows_per_s"])
-    return _bare_runs(model_of(session.case).folder / "fp32.onnx", plan.window_s(session.case) / 2, [_setup(best)])
+    try:
+        return _bare_runs(model_of(session.case).folder / "fp32.onnx", plan.window_s(session.case) / 2, [_setup(best)])
+    except RuntimeError as error:
+        return [{"reason": str(error)}]
 
 
 def _bare_runs(path: Path, seconds: float, setups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -42,8 +42,8 @@ BARE_BEST = 2
 BARE_DECODING = 3  # set-ups that decode a picture too
 BARE_OPEN_S = 0.5  # a session is opened and warmed up
 BARE_START_S = 1.5  # the process that does
-# What a target divides by a bare run is measured beside one: half a window of it before, half a window after, in the same minute. This
-# machine drifts by ten per cent within minutes, twice what such a target may lose. The value: whether each bare run decodes a picture too.
+# What a target divides by a bare run is measured beside one: half a window of it before, half a window after, in the same minute. Machines
+# drift by more than such a target may lose, and within minutes. The value: whether each bare run decodes a picture too.
 OVER_BARE: dict[tuple[Case, str, int], bool] = {
     ("resnet50", "default", 1): True,
     ("resnet50", "default", 8): False,
@@ -63,7 +63,7 @@ COUNTED: dict[tuple[Case, str], tuple[int, ...]] = {
     ("near_empty", "pytorch"): (),
 }
 # Cases that no target compares, at these callers, in windows of so many seconds: shown by `make bench` for the best set-ups, in one round.
-BESIDE: dict[Case, tuple[tuple[int, ...], float]] = {"tensor": ((1, 8, 32), 3.0), "classify_batch": ((1, 8), 8.0)}
+SHOWN: dict[Case, tuple[tuple[int, ...], float]] = {"tensor": ((1, 8, 32), 3.0), "classify_batch": ((1, 8), 8.0)}
 COUNTED_PEERS: dict[Case, tuple[int, ...]] = {"resnet50": (8, 32), "near_empty": (8, 32, 64)}
 
 
@@ -112,6 +112,7 @@ class Plan:
     all_open: bool = False  # the open loop for every system, not for ours and the two best peers
     even: bool = True  # whole windows for all, in every round; otherwise only for what targets compare
     grid: bool = False  # every set-up of bare runs
+    judged: bool = True  # by the targets
     memory: bool = True
     starts: int = 0  # of this service with `digits` and of an empty one, for their time and memory; the first of each does not count
     patience_s: float = 60.0  # that an idle machine is waited for before a round
@@ -128,25 +129,27 @@ class Plan:
             return min(max(OVERLOAD_ANSWERS / capacity, shortest), longest)
         if self.even:
             return self.window_s(session.case)
-        if self._beside(session.case):
-            return BESIDE[session.case][1]
+        if self._only_shown(session.case):
+            return SHOWN[session.case][1]
         whole = load == Load(32) if session.part == "open" else load.callers in counted(BY_NAME[session.system], session.case)
         return self.window_s(session.case, 1.0 if whole else SHORT_SHARE)
 
     def bare_precisions(self, session: Session) -> tuple[str, ...]:
         """Those that bare runs of a session are measured in."""
-        return precisions(session.case) if self.even or session.round == 0 else COMPARED[session.case]
+        if session.round == 0:
+            return precisions(session.case)
+        return COMPARED[session.case] if self.judged else tuple({"fp32": None, **dict.fromkeys(COMPARED[session.case])})
 
-    def beside(self, session: Session, load: Load) -> bool | None:
+    def bare_beside(self, session: Session, load: Load) -> bool | None:
         """Whether the bare runs beside that load decode a picture too; None: there are none."""
-        return OVER_BARE.get((session.case, session.system, load.callers)) if session.part == "closed" else None
+        return OVER_BARE.get((session.case, session.system, load.callers)) if self.judged and session.part == "closed" else None
 
     def closed_sessions(self) -> list[Session]:
         """Every system under closed loops, round by round, after what needs no server."""
         sessions: list[Session] = []
         for turn in range(self.rounds):
             for case in self.cases:
-                loads = tuple(Load(callers) for callers in (BESIDE[case][0] if self._beside(case) else self.closed))
+                loads = tuple(Load(callers) for callers in (SHOWN[case][0] if self._only_shown(case) else self.closed))
                 if case in ("resnet50", "near_empty"):
                     sessions.append(Session(turn, case, "bare", "bare"))
                 for system in self.systems:
@@ -164,7 +167,7 @@ class Plan:
             Session(turn, case, name, "open", loads)
             for turn in range(self.open_rounds)
             for case in self.cases
-            if not self._beside(case)
+            if not self._only_shown(case)
             for name in self._under_open_loop(case, best)
             if self.even or turn == 0 or BY_NAME[name].kind == "ours"  # no target compares with what a peer does past its capacity
         ]
@@ -204,7 +207,7 @@ class Plan:
         whole = SESSION_S[session.case]
         for load in session.loads:
             whole += self.load_s(session, load, per_second)
-            if self.beside(session, load) is not None:
+            if self.bare_beside(session, load) is not None:
                 whole += self.window_s(session.case) + 2 * (BARE_START_S + BARE_OPEN_S)
             if load.percent is not None and load.percent > 100:
                 whole += filling_s(per_second, load.percent) + TAIL_S
@@ -220,8 +223,8 @@ class Plan:
         whole = BARE_BEST * len(wanted) + (BARE_DECODING if "fp32" in wanted else 0)
         return every * (compared + BARE_OPEN_S) + whole * (window + BARE_OPEN_S)
 
-    def _beside(self, case: Case) -> bool:
-        return not self.even and case in BESIDE
+    def _only_shown(self, case: Case) -> bool:
+        return not self.even and case in SHOWN
 
     def _under_open_loop(self, case: Case, best: dict[Case, Sequence[str]]) -> Sequence[str]:
         if self.all_open:
@@ -301,7 +304,9 @@ def quick(*, rounds: int, seconds: float) -> Plan:
     """`make bench-quick`."""
     systems = (BY_NAME["default"], BY_NAME["batchable"])
     cases: tuple[Case, ...] = ("resnet50", "near_empty")
-    return Plan("quick", rounds, 0, cases, systems, closed=(1, 8, 32), open=(), highest=None, memory=False, starts=4, seconds=seconds)
+    return Plan(
+        "quick", rounds, 0, cases, systems, closed=(1, 8, 32), open=(), highest=None, judged=False, memory=False, starts=4, seconds=seconds
+    )
 
 
 def smallest(*, seconds: float, system: str) -> Plan:

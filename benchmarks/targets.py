@@ -81,8 +81,8 @@ def table(found: Sequence[Target]) -> str:
 
 
 LIMITS = """The limit on this machine is the same ratio, of the same rounds, for a server that costs nothing: for `resnet50` the best bare
-`session.run` in the row's precision (over itself: with the CPU seconds of decoding each picture added; fp32 just before and just after the
-row's own window, in the same minute: this machine drifts), for the near-empty model every CPU
+`session.run` in the row's precision (over itself: with the CPU seconds of decoding each picture added; fp32 at the set-up that the first
+round found best, just before and just after the row's own window), for the near-empty model every CPU
 at work on decoding and the model alone; past capacity the CPU time that the client leaves, over what it leaves at capacity. Where the limit
 does not reach the target, no serving of this session and these pixels does."""
 
@@ -91,7 +91,7 @@ def _heavy(figures: Figures, cpus: int) -> Iterator[Target]:
     """Throughput of a model that the CPUs are busy with."""
     case, decoding_cpu_s = "resnet50", figures.decoding_cpu_s()
     for callers in (8, 32):
-        bare = figures.beside(case, "default", f"closed {callers}", "rows_per_s")
+        bare = figures.bare_beside(case, "default", f"closed {callers}", "rows_per_s")
         rate, start = _rate(figures, case, "default", callers), f"`resnet50` fp32, {callers} callers, over"
         peer, pytorch = _best_rate(figures, case, callers), _rate(figures, case, "pytorch", callers)
         decoding = {turn: cpus / (cpus / bare[turn] + cpu_s) for turn, cpu_s in decoding_cpu_s.items() if turn in bare}
@@ -121,7 +121,7 @@ def _light(figures: Figures, cpus: int) -> Iterator[Target]:
 
 def _latencies(figures: Figures) -> Iterator[Target]:
     for name, limit in (("default", 1.08), ("latency", 1.05)):
-        alone = figures.beside("resnet50", name, "closed 1", "p50_ms")
+        alone = figures.bare_beside("resnet50", name, "closed 1", "p50_ms")
         p50 = figures.of("resnet50", name, "closed 1", "p50_ms")
         yield _most(f"{name} profile, 1 caller: p50 over bare plus decoding", limit, ratios(p50, alone), ratios(alone, alone))
     for case, name in OURS:

@@ -27,7 +27,9 @@ class Choice:
         first = next(iter(self._offers.values()))
         self.path = first.endpoint.path
         self.takes: Files | Json = first.endpoint.takes
-        self.only = first.served if len(self._offers) == 1 else None  # which is asked, known before the request is read; None: it says so
+        self.only = (
+            first.served if len(self._offers) == 1 else None
+        )  # the model asked, known before the request is read; None: the request names it
 
     def came(self) -> None:
         """As `ServedModel.came`."""

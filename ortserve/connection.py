@@ -40,10 +40,13 @@ class _Answered:
 _ANSWERED: Any = _Answered()
 
 
+def _nobody(*_: object) -> None:
+    """Nobody is turned away."""
+
+
 def install(turned_away: TurnedAway | None) -> None:
     """Let uvicorn take `Connection` where it would choose by itself; each asks `turned_away`, if any, before it reads a request's body."""
-    if turned_away is not None:
-        Connection.turned_away = staticmethod(turned_away)
+    Connection.turned_away = staticmethod(turned_away or _nobody)
     config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{Connection.__name__}"
 
 
@@ -56,11 +59,14 @@ class Connection(HttpToolsProtocol):
     """One client's connection."""
 
     leaving = False  # of the whole process
-    turned_away: TurnedAway = staticmethod(lambda *_: None)  # of the whole process
+    turned_away: TurnedAway = staticmethod(_nobody)  # of the whole process
     _in_head = False  # a request's first byte came, the empty line after its headers did not
+    _began = False  # a request, in what the socket gave last
     _head_bytes = 0  # received of this head, counted by what the socket gave at once; the first of these is not counted
     _timer: asyncio.TimerHandle | None = None
     _refusal: RequestError | None = None
+    _dropping = False  # the body of a request that was turned away
+    _last = False  # nothing is answered after that body
     _declined: bytes | None = None  # the head of a request whose offer of another protocol is not taken, without that offer
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -75,7 +81,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse; refuse a head that does not end."""
-        went_on = self._in_head
+        self._began = False
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
@@ -88,7 +94,7 @@ class Connection(HttpToolsProtocol):
                 self.handle_websocket_upgrade()
         except HttpParserError:
             self._refuse(self._refusal or RequestError("expected an HTTP/1.1 request, got something else: use an HTTP client"))
-        if went_on and self._in_head and not self.transport.is_closing():
+        if self._in_head and not self._began and not self.transport.is_closing():
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(_too_large())
@@ -96,7 +102,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         super().on_message_begin()
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._began, self._head_bytes = True, True, 0
         if self._timer is None:
             self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_timed_out)
 
@@ -128,14 +134,20 @@ class Connection(HttpToolsProtocol):
         """The body is whole."""
         if self._declined is None:
             super().on_message_complete()
-        if self.cycle is _ANSWERED:
+        if self._dropping:
+            self._dropping = False
             self._expect_nothing()
-            self.on_response_complete()
+            if self._last:
+                self.transport.close()
+            else:
+                self.on_response_complete()
 
     def _turned_away(self) -> bool:
         """Whether the request was answered already, with a refusal; its body is then taken and dropped, so that its sender sees that."""
         if self.expect_100_continue or self.leaving or (self.cycle is not None and not self.cycle.response_complete):
             return False  # these are answered in their turn, with all that belongs to that
+        if self.flow.write_paused:  # its sender does not read: there, its requests wait until it does, and take no memory meanwhile
+            return False
         headers = dict(self.headers)
         declared = headers.get(b"content-length", b"")
         if not declared.isdigit() or len(declared) > 9 or int(declared) > DROPPED_BYTES:
@@ -147,21 +159,20 @@ class Connection(HttpToolsProtocol):
         if refused is None:
             return False
         self.cycle = _ANSWERED
+        self._dropping, self._last = True, not self.parser.should_keep_alive()
         self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_timed_out)  # for the rest of the body
-        self._write(*refused, close=not self.parser.should_keep_alive())
+        self._write(*refused, last=self._last)
         return True
 
-    def _write(self, reply: Reply, request_id: str, *, close: bool) -> None:
-        """Send a whole reply, past what makes responses of ASGI's messages."""
+    def _write(self, reply: Reply, request_id: str, *, last: bool) -> None:
+        """Send a whole reply, past what makes responses of ASGI's messages; `last`: it says that the connection closes."""
         head = b"content-type: %s\r\ncontent-length: %d\r\nx-request-id: %s\r\n" % (
             reply.content_type,
             len(reply.body),
             request_id.encode(),
         )
-        head += b"".join([b"%s: %s\r\n" % header for header in reply.headers]) + (b"connection: close\r\n" if close else b"")
+        head += b"".join([b"%s: %s\r\n" % header for header in reply.headers]) + (b"connection: close\r\n" if last else b"")
         self.transport.write(STATUS_LINE[reply.status] + head + b"\r\n" + reply.body)
-        if close:
-            self.transport.close()
 
     def shutdown(self) -> None:
         """The server ends: close once everything that was read, the beginning of a head included, is answered."""
@@ -170,6 +181,8 @@ class Connection(HttpToolsProtocol):
             self.cycle.keep_alive = False
         elif self.cycle is None and not self._in_head:
             self.loop.call_later(FIRST_BYTE_S, self._close_if_unused)
+        elif self._dropping:
+            self._last = True  # closed before its body is here, its sender would be told of a reset, and not what was answered
         elif not self._in_head:
             self.transport.close()
 
@@ -197,7 +210,8 @@ class Connection(HttpToolsProtocol):
         log_failure("connection", error)
         reply = error_reply(error)
         logs.request_id.reset(token)
-        self._write(reply, request_id, close=True)
+        self._write(reply, request_id, last=True)
+        self.transport.close()
 
 
 class _OneWrite:

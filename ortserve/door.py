@@ -18,8 +18,9 @@ from ortserve.replies import Reply, error_reply, error_shape, log_failure, passe
 if TYPE_CHECKING:
     from ortserve.metrics import Metrics
 
-# Past capacity a queue is full again as soon as a place is free, and refusals are most of what the event loop does: one for want of room is
-# told to everybody who asks for the same within these seconds. A queue of hundreds loses some three rows in them.
+# Past capacity a queue is full again as soon as a place is free, and refusals are most of what the event loop does. So one for want of room
+# is told to everybody who asks for the same within this share of the time in which the queue drains, and within these seconds.
+STANDS_SHARE = 0.01
 STANDS_S = 0.002
 
 
@@ -54,10 +55,12 @@ class _Standing:
 
     gate: Gate
     endpoint: str
+    reason: str  # the error's code
     reply: Reply
     around_id: list[bytes]  # the reply's body, but for the request id
     seconds: float  # that the first one took
     until: float  # `time.monotonic()` seconds
+    fall: asyncio.TimerHandle
     told: int = 0
 
 
@@ -78,8 +81,8 @@ class Door:
                 standing.told += 1
                 request_id = logs.request_id_of(headers)
                 first = standing.reply
-                return Reply(first.status, request_id.encode().join(standing.around_id), headers=first.headers), request_id
-            self._count(method, path)
+                return Reply(first.status, request_id.encode().join(standing.around_id), headers=list(first.headers)), request_id
+            self._fall(method, path)
         methods, path_values = self._find(path)
         route = None if methods is None else methods.get(method)
         gate = None if route is None or route.gate is None else route.gate(path_values)
@@ -91,30 +94,36 @@ class Door:
         except ServingError as error:  # handled here: kept past its clause, error and frame would hold each other until the collector comes
             request_id = logs.request_id_of(headers)
             token = logs.request_id.set(request_id)
-            log_failure(route.template, error)
-            reply = error_reply(error, error_shape(path))
-            seconds = time.perf_counter() - started
-            self._metrics.request_refused(route.template, reply.status, seconds)
-            if self._access_log:  # a line for each
-                logs.access(method=method, endpoint=route.template, status=reply.status, seconds=seconds, sent_bytes=len(reply.body))
-            elif isinstance(error, QueueFull):
-                self._stand(method, path, gate, route.template, error, seconds)
-            logs.request_id.reset(token)
+            try:
+                log_failure(route.template, error)
+                reply = error_reply(error, error_shape(path))
+                seconds = time.perf_counter() - started
+                self._metrics.request_refused(route.template, reply.status, seconds)
+                if self._access_log:  # each has a line of its own, so none stands
+                    logs.access(method=method, endpoint=route.template, status=reply.status, seconds=seconds, sent_bytes=len(reply.body))
+                elif isinstance(error, QueueFull):
+                    self._stand(method, path, gate, route.template, error, seconds)
+            finally:
+                logs.request_id.reset(token)
             return reply, request_id
         return None
 
     def _stand(self, method: str, path: str, gate: Gate, endpoint: str, error: QueueFull, seconds: float) -> None:
-        place = logs.new_request_id()  # random, so that no word of the message is taken for it
-        logs.request_id.set(place)
+        mark = logs.new_request_id()  # random, so that no word of the message is taken for it
+        logs.request_id.set(mark)
         reply = error_reply(error, error_shape(path))
-        around_id = reply.body.split(place.encode())
-        self._standing[method, path] = _Standing(gate, endpoint, reply, around_id, seconds, time.monotonic() + STANDS_S)
-        asyncio.get_running_loop().call_later(STANDS_S, self._count, method, path)  # or, where somebody asks later than that, before
+        around_id = reply.body.split(mark.encode())
+        stands_s = min(STANDS_S, STANDS_SHARE * error.retry_after_s)
+        # At its end; or, where somebody asks later than that, before.
+        fall = asyncio.get_running_loop().call_later(stands_s, self._fall, method, path)
+        until = time.monotonic() + stands_s
+        self._standing[method, path] = _Standing(gate, endpoint, error.code, reply, around_id, seconds, until, fall)
 
-    def _count(self, method: str, path: str) -> None:
+    def _fall(self, method: str, path: str) -> None:
         """What stood there stands no longer, and all who were told it are counted."""
-        standing = self._standing.pop((method, path), None)
-        if standing is not None and standing.told:
+        standing = self._standing.pop((method, path))
+        standing.fall.cancel()
+        if standing.told:
             self._metrics.request_refused(standing.endpoint, standing.reply.status, standing.seconds, standing.told)
-            standing.gate.refused(QueueFull.code, standing.told)
+            standing.gate.refused(standing.reason, standing.told)
             passed_over(standing.told)

@@ -50,6 +50,11 @@ class _BatchHistogram:
         self._sum = child._sum
         self._buckets = child._buckets
 
+    def observe(self, value: float, times: int) -> None:
+        """Count that value so many times."""
+        self._sum.inc(value * times)
+        self._buckets[bisect_left(self._bounds, value)].inc(times)
+
     def observe_all(self, values: Sequence[float]) -> None:
         """Count every one of them."""
         if not values:
@@ -204,7 +209,7 @@ class Metrics:
         self._count(endpoint, status, seconds)
 
     def request_refused(self, endpoint: str, status: int, seconds: float, times: int = 1) -> None:
-        """An HTTP request came in and was refused in the same moment; or so many were, each in no more than that time."""
+        """An HTTP request came in and was refused in the same moment; or so many were, and are counted as having taken as long."""
         self._last_request.set(time.time())
         self._count(endpoint, status, seconds, times)
 
@@ -217,7 +222,7 @@ class Metrics:
                 _BatchHistogram(self.histogram("bentoml_service_request_duration_seconds").labels(*labels)),
             )
         bound[0].inc(times)
-        bound[1].observe_all([seconds] * times)
+        bound[1].observe(seconds, times)
 
     def refused(self, model: str, reason: str) -> None:
         """A request for that model was refused; `reason` is an error code (queue_full, deadline_exceeded, shutting_down)."""

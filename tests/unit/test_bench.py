@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchmarks import bench, client, measure
+from benchmarks import bench, client, measure, targets
+from benchmarks.bare import alone
 from benchmarks.figures import Figures
 from benchmarks.plan import (
     LONGEST_FILLING_S,
-    OVER_BARE,
     Load,
     Plan,
     Session,
@@ -106,7 +108,7 @@ def test_bare_runs_are_compared_once_and_the_best_two_measured_in_each_round(tmp
     bare = [setup for setup in figures.setups("resnet50", "fp32") if not setup["decoding"]]
     assert {setup["batch"]: setup["rows_per_s"]["median"] for setup in bare} == {4: 30.0, 8: 25.0, 1: 20.0}
     decoding = [[setup["decoding"] for setup in json.loads(words[words.index("--only") + 1])] for words in asked if "--only" in words]
-    assert decoding[0] == [False, False, True, True, True]
+    assert decoding[0] == [False, False, *(True for _ in alone())]
     assert decoding[2] == [False, False]  # int8: what a single caller is compared with is fp32
 
 
@@ -126,24 +128,68 @@ def test_bare_runs_beside_a_load_are_of_the_best_setup_of_its_kind(tmp_path: Pat
     monkeypatch.setattr(measure.models, "pictures", lambda _: [tmp_path / "p.jpg"])
     plan, state = complete(minutes=50, rounds=3), State(tmp_path / "s.jsonl", SETTINGS)
     session = Session(1, "resnet50", "default", "closed")
-    assert measure._beside(session, True, plan, state) == []  # nothing is known of bare runs
+    assert measure._bare_beside(session, True, plan, state) == []  # nothing is known of bare runs
     slower = [setup(1, 20, 99, decoding=False), setup(3, 30, 60, decoding=True)]
     best = [setup(2, 22, 50, decoding=False), setup(4, 9, 40, decoding=True)]
     state.add("0/resnet50/bare/bare", "fp32", setups=slower + best)
-    assert [one["threads"] for one in measure._beside(session, False, plan, state)] == [2]
-    assert [one["threads"] for one in measure._beside(session, True, plan, state)] == [4]
-    assert measure._beside(session, None, plan, state) == []
+    assert [one["threads"] for one in measure._bare_beside(session, False, plan, state)] == [2]
+    assert [one["threads"] for one in measure._bare_beside(session, True, plan, state)] == [4]
+    assert measure._bare_beside(session, None, plan, state) == []
 
 
-def test_what_targets_divide_by_a_bare_run_has_one_beside_it() -> None:
+@pytest.mark.parametrize("failing", [(), ("before",), ("after",)])
+def test_a_load_is_measured_between_its_bare_runs_and_kept_where_one_fails(
+    failing: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+
+    def run_json(*_: object) -> list[dict[str, Any]]:
+        happened.append("after" if "load" in happened else "before")
+        if happened[-1] in failing:
+            raise RuntimeError("no memory")
+        return [{"rows_per_s": 20.0}]
+
+    def loaded(*_: object, **__: object) -> dict[str, Any]:
+        happened.append("load")
+        return {"requests_per_s": 18.0, "failed": 0}
+
+    served = SimpleNamespace(ready_s=1.0, processes=list)
+    system = SimpleNamespace(shown="this service", answers=False, start=lambda *_, **__: nullcontext(served))
+    monkeypatch.setattr(measure, "BY_NAME", {"default": system})
+    monkeypatch.setattr(measure, "asked_of", lambda *_, **__: SimpleNamespace(model=None, files=()))
+    monkeypatch.setattr(measure, "pss_bytes", lambda _: 0)
+    monkeypatch.setattr(measure, "loaded", loaded)
+    monkeypatch.setattr(measure, "run_json", run_json)
+    monkeypatch.setattr(measure, "model_of", lambda _: SimpleNamespace(folder=tmp_path))
+    monkeypatch.setattr(measure.models, "pictures", lambda _: [tmp_path / "p.jpg"])
+    plan, state = quick(rounds=1, seconds=1), State(tmp_path / "s.jsonl", SETTINGS)
+    plan = replace(plan, judged=True, even=True)
+    bare = {"threads": 2, "callers": 1, "batch": 1, "spinning": False, "decoding": False, "rows_per_s": 20.0, "p50_ms": 50.0}
+    state.add("0/resnet50/bare/bare", "fp32", setups=[bare])
+    measure.run(Session(0, "resnet50", "default", "closed", (Load(8),)), plan, state, lambda _: None)
+    assert happened == ["before", "load", "after"]
+    figures = Figures(state.points)
+    assert figures.of("resnet50", "default", "closed 8", "requests_per_s") == {0: 18.0}
+    assert figures.bare_beside("resnet50", "default", "closed 8", "rows_per_s") == ({} if failing else {0: 20.0})
+
+
+def test_what_targets_divide_by_a_bare_run_has_one_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = complete(minutes=50, rounds=3)
     beside = {
-        (session.case, session.system, load.callers): plan.beside(session, load)
+        (session.case, session.system, load.key): plan.bare_beside(session, load)
         for session in [*plan.closed_sessions(), *plan.open_sessions({"resnet50": ("mosec",)})]
         for load in session.loads
-        if plan.beside(session, load) is not None
+        if plan.bare_beside(session, load) is not None
     }
-    assert beside == OVER_BARE
+    asked: dict[tuple[str, str, str], bool] = {}
+
+    def bare_beside(_: Figures, case: str, system: str, load: str, figure: str) -> dict[int, float]:
+        asked[case, system, load] = figure == "p50_ms"  # of a picture that is decoded too
+        return {}
+
+    monkeypatch.setattr(Figures, "bare_beside", bare_beside)
+    targets.targets(Figures([]), 2)
+    assert beside == asked
 
 
 def test_systems_are_measured_in_turns() -> None:

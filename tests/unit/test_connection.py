@@ -75,6 +75,11 @@ def full(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, dict[bytes, by
     return asked
 
 
+def test_a_path_is_looked_at_as_the_application_sees_it(full: list[Any]) -> None:
+    assert answers(talk([POST.replace(b"/a?b=c", b"/%61?b=%63"), CLOSING])) == [["full"], LAST]
+    assert full[0][1] == "/a"
+
+
 @pytest.mark.parametrize("size", [1, 7, 64, 10_000, 10_000_000])
 def test_who_is_turned_away_is_answered_at_the_head_and_keeps_the_connection(full: list[Any], size: int) -> None:
     long = POST.replace(b"Content-Length: 5", b"Content-Length: 70005") + 70_000 * b"x"
@@ -86,6 +91,37 @@ def test_who_is_turned_away_is_answered_at_the_head_and_keeps_the_connection(ful
     assert said.count(b"x-request-id: its-id\r\n") == 2
     assert full[0][:2] == ("POST", "/a")
     assert full[0][2][b"host"] == b"x"
+
+
+def test_who_does_not_read_refusals_cannot_fill_memory_with_them(full: list[Any]) -> None:
+    made: list[Connection] = []
+
+    async def flood() -> int:
+        config = Config(echo, log_config=None)
+        config.load()
+        loop, state = asyncio.get_running_loop(), ServerState()
+
+        def connection() -> Connection:
+            made.append(Connection(config, state, {}, loop))
+            return made[-1]
+
+        server = await loop.create_server(connection, "127.0.0.1", 0)
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())  # whose reader stops at twice its limit, 128 KiB
+        heads = POST.replace(b"Content-Length: 5", b"Content-Length: 0").removesuffix(b"hello") * 1000
+        try:
+            async with asyncio.timeout(1):  # until nothing more is taken, or everything was
+                for _ in range(80):
+                    writer.write(heads)
+                    await writer.drain()
+        except TimeoutError:
+            pass
+        held: int = made[0].transport.get_write_buffer_size()
+        writer.transport.abort()
+        server.close()
+        return held
+
+    assert asyncio.run(flood()) < 1_000_000
+    assert len(full) > 100
 
 
 @pytest.mark.parametrize(
@@ -105,8 +141,11 @@ def test_what_is_sent_behind_an_unanswered_request_has_its_turn(full: list[Any])
     assert [path for _, path, _ in full] == ["/b"]
 
 
-def test_a_refusal_closes_where_its_caller_wants_that(full: list[Any]) -> None:  # noqa: ARG001
-    said = talk([POST.replace(b"Host: x", b"Connection: close")])
+@pytest.mark.parametrize("length", [5, 3_000_000])  # of the latter most is still on its way: closing then would be a reset
+@pytest.mark.parametrize("head", [POST.replace(b"Host: x", b"Connection: close"), POST.replace(b"HTTP/1.1", b"HTTP/1.0")])
+def test_a_refusal_closes_where_its_caller_wants_that_once_the_body_is_here(full: list[Any], head: bytes, length: int) -> None:  # noqa: ARG001
+    sent = head.removesuffix(b"hello").replace(b"Content-Length: 5", b"Content-Length: %d" % length) + length * b"x"
+    said = talk([sent[start : start + 100_000] for start in range(0, len(sent), 100_000)])
     assert answers(said) == [["full"]]
     assert b"connection: close\r\n" in said
 

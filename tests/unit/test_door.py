@@ -126,6 +126,37 @@ def test_a_refusal_stands_no_longer_than_it_may(site: Site) -> None:
     assert site.gate.told == [("queue_full", 2)]  # once
 
 
+def test_the_end_of_one_refusal_is_not_the_end_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door_module, "STANDS_S", 0.2)
+    site = Site(monkeypatch)
+
+    async def ask() -> None:
+        site.turned_away()
+        await asyncio.sleep(0.1)
+        site.now += 1  # late for the first refusal, before its timer
+        site.turned_away()
+        await asyncio.sleep(0.15)  # the first timer's time is over, the second's is not
+        site.turned_away()
+        assert site.gate.asked == 2
+        await asyncio.sleep(0.1)
+
+    asyncio.run(ask())
+    assert site.gate.told == [("queue_full", 1)]
+
+
+@pytest.mark.parametrize(("drain_s", "stands_s"), [(0.001, 0.00001), (0.1, 0.001), (0.2, 0.002), (3.2, 0.002)])
+def test_a_refusal_stands_for_a_hundredth_of_the_time_in_which_the_queue_drains(site: Site, drain_s: float, stands_s: float) -> None:
+    site.gate.error = errors.QueueFull("expected room", retry_after_s=drain_s)
+
+    def ask() -> None:
+        for moment, asked in ((0.0, 1), (0.99 * stands_s, 1), (1.01 * stands_s, 2)):
+            site.now = 100.0 + moment
+            site.turned_away()
+            assert site.gate.asked == asked
+
+    within(ask)
+
+
 def test_one_path_says_nothing_of_another(site: Site) -> None:
     def ask() -> None:
         said = site.turned_away("/v2/models/x/infer")
@@ -168,6 +199,7 @@ def test_where_each_has_a_line_in_the_access_log_each_is_asked_for(
     within(ask)
     lines = [record.getMessage().split()[:3] for record in caplog.records if record.name == logs.ACCESS]
     assert lines == [["POST", "/classify", "429"]] * 3
+    assert site.gate.asked == 3
 
 
 def test_the_line_of_an_overload_knows_of_those_who_were_told_the_same(site: Site, caplog: pytest.LogCaptureFixture) -> None:

@@ -464,6 +464,28 @@ def test_the_access_line_names_the_route_and_never_the_path(site: Site, caplog: 
     assert "secret-path" not in caplog.text
 
 
+class Full:
+    """A gate without room."""
+
+    def let_in(self) -> None:
+        raise errors.QueueFull("expected room")
+
+    def refused(self, reason: str, times: int) -> None:
+        raise AssertionError(reason, times)
+
+
+def test_the_door_knows_the_edges_routes_and_stands_open_where_requests_are_traced() -> None:
+    routes = [Route("POST", "/of/{name}", take_body, lambda names: Full() if names["name"] == "full" else None)]
+    site = Site(extra=routes)
+    assert site.edge.door is not None
+    assert site.edge.door.turned_away("POST", "/of/full", {}) is not None
+    assert site.edge.door.turned_away("POST", "/of/free", {}) is None
+    assert site.counted() == {("/of/{name}", "429"): 1}
+    tracer: Any = object()
+    edge = Edge(inner_ok, routes, passed_on=[], mounts=[], metrics=Metrics(service="s", version="1"), tracer=tracer, access_log=False)
+    assert edge.door is None  # a span belongs to a whole request
+
+
 def test_refusals_for_want_of_room_have_one_line_a_second(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     now = [100.0]
     monkeypatch.setattr(replies, "_overload", replies._Overload())
