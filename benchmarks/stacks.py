@@ -31,6 +31,7 @@ RULES = tuple(
     )
 )
 PARTS = (DECODE, RESIZE, MODEL, HTTP, ROUTES, THREADS, JSON, METRICS, LOGS, REST)
+_FRAME = re.compile(r"\(.+\)$")  # of a thread that only touched the interpreter py-spy may name none
 _THREAD = re.compile(r"thread \((\d+)\)")
 
 
@@ -56,7 +57,7 @@ def folded(lines: Iterable[str], cpu_s: Mapping[int, float], names: Mapping[int,
         thread, *frames = stack.split(";")
         if not count.isdecimal() or not thread.startswith("thread "):
             raise ValueError(f"expected `thread (ID): NAME;FRAME;... COUNT` as py-spy writes with --threads, got {line[:200]!r}")
-        if found := _THREAD.match(thread):
+        if (found := _THREAD.match(thread)) and any(_FRAME.search(frame) for frame in frames):
             samples.setdefault(int(found[1]), Counter())[part_of(frames)] += int(count)
     parts: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     for thread_id, seconds in cpu_s.items():

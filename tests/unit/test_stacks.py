@@ -33,6 +33,7 @@ def test_samples_divide_the_seconds_of_their_thread() -> None:
         "thread (7): decode_0;load (ortserve/images.py:1);Image.resize (PIL/Image.py:2440) 30",
         "thread (7): decode_0;load (ortserve/images.py:1);ImageFile.load (PIL/ImageFile.py:425) 10",
         "thread (8): MainThread;Runner.run (asyncio/runners.py:118) 500",  # hardly ever on a CPU, whatever py-spy took it for
+        "thread (9): Dummy-1 3",  # of ONNX Runtime's, while it called back
         "thread (0x7F12): decode_1;ImageFile.load (PIL/ImageFile.py:425) 99",  # no number of the kernel's
     ]
     found = folded(lines, {7: 2.0, 8: 0.1, 9: 0.5, 10: 0.7}, {9: "python", 10: "jpeg"})  # 9 has no Python frame: ONNX Runtime's; 10 is ours
