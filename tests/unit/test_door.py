@@ -126,21 +126,27 @@ def test_a_refusal_stands_no_longer_than_it_may(site: Site) -> None:
     assert site.gate.told == [("queue_full", 2)]  # once
 
 
-def test_the_end_of_one_refusal_is_not_the_end_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door_module, "STANDS_S", 0.2)
-    site = Site(monkeypatch)
+def test_the_end_of_one_refusal_is_not_the_end_of_the_next(monkeypatch: pytest.MonkeyPatch, site: Site) -> None:
+    timers: list[tuple[asyncio.TimerHandle, Callable[[], object]]] = []
 
-    async def ask() -> None:
-        site.turned_away()
-        await asyncio.sleep(0.1)
-        site.now += 1  # late for the first refusal, before its timer
-        site.turned_away()
-        await asyncio.sleep(0.15)  # the first timer's time is over, the second's is not
-        site.turned_away()
-        assert site.gate.asked == 2
-        await asyncio.sleep(0.1)
+    def call_later(seconds: float, call: Callable[..., object], *arguments: str) -> asyncio.TimerHandle:
+        loop = asyncio.new_event_loop()
+        timers.append((loop.call_later(seconds, call), lambda: call(*arguments)))
+        loop.close()
+        return timers[-1][0]
 
-    asyncio.run(ask())
+    loop = SimpleNamespace(call_later=call_later)
+    monkeypatch.setattr(door_module, "asyncio", SimpleNamespace(get_running_loop=lambda: loop))
+    site.turned_away()
+    site.now += 2 * door_module.STANDS_S  # the loop was busy: its time is over, its timer did not come
+    site.turned_away()
+    assert len(timers) == 2
+    for handle, call in timers[:1]:
+        if not handle.cancelled():
+            call()
+    site.turned_away()
+    assert site.gate.asked == 2
+    timers[1][1]()
     assert site.gate.told == [("queue_full", 1)]
 
 
