@@ -11,6 +11,7 @@ from benchmarks.machine import summary
 from benchmarks.state import Point
 
 ByRound = dict[int, float]
+SETUP = ("threads", "callers", "batch", "spinning", "decoding")  # what tells one bare run from another
 
 
 class Figures:
@@ -55,7 +56,7 @@ class Figures:
             known = set(found)
             for point in self.points(case, "bare", precision, "bare").values():
                 for one in point.get(figure, []):
-                    setup = tuple(one[key] for key in ("threads", "callers", "batch", "spinning", "decoding"))
+                    setup = tuple(one[key] for key in SETUP)
                     if setup not in known:
                         found.setdefault(setup, []).append(one)
         return [of_one[0] | {key: summary([one[key] for one in of_one]) for key in ("rows_per_s", "p50_ms")} for of_one in found.values()]

@@ -18,6 +18,7 @@ from PIL import Image
 
 from benchmarks import client, models
 from benchmarks.bare import alone
+from benchmarks.figures import SETUP
 from benchmarks.models import Model
 from benchmarks.places import PEERS
 from benchmarks.plan import BARE_BEST, BARE_SHARE, Case, Plan, Session, filling_s
@@ -159,7 +160,7 @@ def _bare_runs(path: Path, seconds: float, setups: Sequence[Mapping[str, Any]]) 
 
 
 def _setup(of: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: of[key] for key in ("threads", "callers", "batch", "spinning", "decoding")}
+    return {key: of[key] for key in SETUP}
 
 
 def best_setups(compared: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

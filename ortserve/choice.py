@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ortserve.errors import InvalidParameter
@@ -27,19 +27,21 @@ class Choice:
         first = next(iter(self._offers.values()))
         self.path = first.endpoint.path
         self.takes: Files | Json = first.endpoint.takes
-        self.only = (
-            first.served if len(self._offers) == 1 else None
-        )  # the model asked, known before the request is read; None: the request names it
+        self._only = first.served if len(self._offers) == 1 else None
+
+    def gate(self, _: Mapping[str, str]) -> ServedModel | None:
+        """Who says whether there is a place, where it is known already which model is asked."""
+        return self._only
 
     def came(self) -> None:
         """As `ServedModel.came`."""
-        if self.only is not None:
-            self.only.came()
+        if self._only is not None:
+            self._only.came()
 
     def expect_room(self) -> None:
         """As `ServedModel.expect_room`, where it is known already which model is asked."""
-        if self.only is not None:
-            self.only.expect_room()
+        if self._only is not None:
+            self._only.expect_room()
 
     def of(self, wanted: str | None) -> Offer:
         """The model that NAME or NAME:VERSION means, or the only one. Raises InvalidParameter, naming those there are."""

@@ -152,9 +152,7 @@ class Connection(HttpToolsProtocol):
         declared = headers.get(b"content-length", b"")
         if not declared.isdigit() or len(declared) > 9 or int(declared) > DROPPED_BYTES:
             return False
-        path = self.url.partition(b"?")[0].decode("latin-1")
-        if "%" in path:
-            path = unquote(path)
+        path = unquote(self.url.partition(b"?")[0].decode("latin-1"))
         refused = self.turned_away(self.parser.get_method().decode(), path, headers)
         if refused is None:
             return False

@@ -34,19 +34,7 @@ class Gate(Protocol):
         """So many others were told the same; `reason` is the error's code."""
 
 
-class Guarded(Protocol):
-    """A route, as far as its door is concerned."""
-
-    @property
-    def template(self) -> str:
-        """Its path."""
-
-    @property
-    def gate(self) -> Callable[[Mapping[str, str]], Gate | None] | None:
-        """Who says whether there is a place, of what stood in place of each {name}; None: nobody."""
-
-
-Find = Callable[[str], tuple[Mapping[str, Guarded] | None, Mapping[str, str]]]  # its routes by method; what its names stand for
+GateOf = Callable[[str, str], tuple[str, Gate] | None]  # of method and path; with the template of the route that has it. None: nobody
 
 
 @dataclass(slots=True)
@@ -65,10 +53,10 @@ class _Standing:
 
 
 class Door:
-    """Refuses in place of the routes whose `gate` says so. In the event loop's thread alone."""
+    """Refuses in place of the routes whose gate says so. In the event loop's thread alone."""
 
-    def __init__(self, find: Find, metrics: Metrics, *, access_log: bool) -> None:
-        self._find = find
+    def __init__(self, gate_of: GateOf, metrics: Metrics, *, access_log: bool) -> None:
+        self._gate_of = gate_of
         self._metrics = metrics
         self._access_log = access_log
         self._standing: dict[tuple[str, str], _Standing] = {}  # by method and path: of paths that have a gate, and so of no others
@@ -83,11 +71,10 @@ class Door:
                 first = standing.reply
                 return Reply(first.status, request_id.encode().join(standing.around_id), headers=list(first.headers)), request_id
             self._fall(method, path)
-        methods, path_values = self._find(path)
-        route = None if methods is None else methods.get(method)
-        gate = None if route is None or route.gate is None else route.gate(path_values)
-        if route is None or gate is None:
+        found = self._gate_of(method, path)
+        if found is None:
             return None
+        endpoint, gate = found
         started = time.perf_counter()
         try:
             gate.let_in()
@@ -95,14 +82,14 @@ class Door:
             request_id = logs.request_id_of(headers)
             token = logs.request_id.set(request_id)
             try:
-                log_failure(route.template, error)
+                log_failure(endpoint, error)
                 reply = error_reply(error, error_shape(path))
                 seconds = time.perf_counter() - started
-                self._metrics.request_refused(route.template, reply.status, seconds)
+                self._metrics.request_refused(endpoint, reply.status, seconds)
                 if self._access_log:  # each has a line of its own, so none stands
-                    logs.access(method=method, endpoint=route.template, status=reply.status, seconds=seconds, sent_bytes=len(reply.body))
+                    logs.access(method=method, endpoint=endpoint, status=reply.status, seconds=seconds, sent_bytes=len(reply.body))
                 elif isinstance(error, QueueFull):
-                    self._stand(method, path, gate, route.template, error, seconds)
+                    self._stand(method, path, gate, endpoint, error, seconds)
             finally:
                 logs.request_id.reset(token)
             return reply, request_id

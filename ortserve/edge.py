@@ -95,7 +95,7 @@ class Edge:
         self._metrics = metrics
         self._tracer = tracer
         self._access_log = access_log
-        self.door = Door(self._paths.find, metrics, access_log=access_log) if tracer is None else None  # a span belongs to a whole request
+        self.door = Door(self._gate_of, metrics, access_log=access_log) if tracer is None else None  # a span belongs to a whole request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; lifespan and websockets go to BentoML's application."""
@@ -124,6 +124,12 @@ class Edge:
                         method=scope["method"], endpoint=template, status=answer.status, seconds=seconds, sent_bytes=answer.sent_bytes
                     )
                 logs.request_id.reset(token)
+
+    def _gate_of(self, method: str, path: str) -> tuple[str, Gate] | None:
+        methods, path_values = self._paths.find(path)
+        route = None if methods is None else methods.get(method)
+        gate = None if route is None or route.gate is None else route.gate(path_values)
+        return None if route is None or gate is None else (route.template, gate)
 
     def _match(
         self, method: str, path: str, headers: dict[bytes, bytes], receive: Receive, query_string: bytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ortserve import body, requests
@@ -38,7 +38,7 @@ def build(
     for path in choices:
         metrics.expect(path)
     return [
-        *(Route("POST", path, _predict(choice, profile.limits, budget), _gate(choice)) for path, choice in choices.items()),
+        *(Route("POST", path, _predict(choice, profile.limits, budget), choice.gate) for path, choice in choices.items()),
         Route("GET", "/", page(", ".join(models))),
         Route("GET", "/models", _list_models(models, profile)),
         Route("GET", "/models/{name}", _show_model(models, profile)),
@@ -87,10 +87,6 @@ def _predict(choice: Choice, limits: Limits, budget: body.BufferBudget) -> Handl
             budget.give_back(len(data))
 
     return handler
-
-
-def _gate(choice: Choice) -> Callable[[Mapping[str, str]], ServedModel | None]:
-    return lambda _: choice.only
 
 
 async def respond(choice: Choice, asked: Asked) -> tuple[Any, Sequence[Answer | RequestError | ServingError]]:

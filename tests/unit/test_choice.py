@@ -26,6 +26,11 @@ def test_a_path_that_one_model_answers_needs_no_name() -> None:
     assert found["/detect"].of(None).served is dog
     assert found["/detect"].of("dog").served is dog
     assert found["/detect"].of("dog:2").served is dog
+    assert found["/detect"].gate({}) is dog
+
+
+def test_where_the_request_names_the_model_nobody_knows_at_its_head_whether_there_is_a_place() -> None:
+    assert choices([model("cat", "1", "/classify"), model("dog", "2", "/classify")])["/classify"].gate({}) is None
 
 
 @pytest.mark.parametrize("wanted", ["cat", "dog:1", "dog:", ":2", "", "Dog", "dog:2:2"])

@@ -7,7 +7,7 @@ import gc
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +17,7 @@ import pytest
 from ortserve import door as door_module
 from ortserve import errors, logs, replies
 from ortserve.door import Door
-from ortserve.edge import Request, Route
 from ortserve.metrics import Metrics
-from ortserve.paths import Paths
 from ortserve.replies import Reply
 
 
@@ -40,8 +38,23 @@ class Gate:
         self.told.append((reason, times))
 
 
+@dataclass
+class Timer:
+    """An event loop's, which comes when it is told to."""
+
+    call: Callable[[], object]
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def fire(self) -> None:
+        if not self.cancelled:
+            self.call()
+
+
 class Site:
-    """A door before /classify, /v2/models/NAME/infer and, without a gate, /take; its clock stands unless it is moved."""
+    """A door before /classify and /v2/models/x/infer; its clock stands unless it is moved."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, access_log: bool = False) -> None:
         self.gate = Gate()
@@ -51,14 +64,11 @@ class Site:
         monkeypatch.setattr(door_module, "time", clock)
         monkeypatch.setattr(replies, "time", clock)
         monkeypatch.setattr(replies, "_overload", replies._Overload())
-        paths: Paths[dict[str, Route]] = Paths()
-        for template in ("/classify", "/v2/models/{name}/infer"):
-            paths.put(template, {"POST": Route("POST", template, nothing, self.gate_of)})
-        paths.put("/take", {"POST": Route("POST", "/take", nothing)})
-        self.door = Door(paths.find, self.metrics, access_log=access_log)
+        self.door = Door(self.gate_of, self.metrics, access_log=access_log)
 
-    def gate_of(self, path_values: Mapping[str, str]) -> Gate | None:
-        return None if path_values.get("name") == "unknown" else self.gate
+    def gate_of(self, method: str, path: str) -> tuple[str, Gate] | None:
+        templates = {("POST", "/classify"): "/classify", ("POST", "/v2/models/x/infer"): "/v2/models/{name}/infer"}
+        return None if (method, path) not in templates else (templates[method, path], self.gate)
 
     def turned_away(self, path: str = "/classify", request_id: str = "mine", method: str = "POST") -> tuple[Reply, str] | None:
         return self.door.turned_away(method, path, {b"x-request-id": request_id.encode()})
@@ -67,10 +77,6 @@ class Site:
         """The samples of that name that are not 0, by that label."""
         samples = [sample for family in self.metrics.registry.collect() for sample in family.samples]
         return {sample.labels[label]: sample.value for sample in samples if sample.name == name and sample.value}
-
-
-async def nothing(request: Request) -> Reply:
-    raise AssertionError(request)
 
 
 @pytest.fixture
@@ -127,13 +133,11 @@ def test_a_refusal_stands_no_longer_than_it_may(site: Site) -> None:
 
 
 def test_the_end_of_one_refusal_is_not_the_end_of_the_next(monkeypatch: pytest.MonkeyPatch, site: Site) -> None:
-    timers: list[tuple[asyncio.TimerHandle, Callable[[], object]]] = []
+    timers: list[Timer] = []
 
-    def call_later(seconds: float, call: Callable[..., object], *arguments: str) -> asyncio.TimerHandle:
-        loop = asyncio.new_event_loop()
-        timers.append((loop.call_later(seconds, call), lambda: call(*arguments)))
-        loop.close()
-        return timers[-1][0]
+    def call_later(_: float, call: Callable[..., object], *arguments: str) -> Timer:
+        timers.append(Timer(lambda: call(*arguments)))
+        return timers[-1]
 
     loop = SimpleNamespace(call_later=call_later)
     monkeypatch.setattr(door_module, "asyncio", SimpleNamespace(get_running_loop=lambda: loop))
@@ -141,12 +145,10 @@ def test_the_end_of_one_refusal_is_not_the_end_of_the_next(monkeypatch: pytest.M
     site.now += 2 * door_module.STANDS_S  # the loop was busy: its time is over, its timer did not come
     site.turned_away()
     assert len(timers) == 2
-    for handle, call in timers[:1]:
-        if not handle.cancelled():
-            call()
+    timers[0].fire()
     site.turned_away()
     assert site.gate.asked == 2
-    timers[1][1]()
+    timers[1].fire()
     assert site.gate.told == [("queue_full", 1)]
 
 
