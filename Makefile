@@ -54,7 +54,7 @@ test: $(VENV)/.setup $(VENV)/.openvino $(VENV)/.reference ## every test that nee
 reference: $(VENV)/.reference ## what the tests compare detectors with, a real detector among it, into .venv/reference
 
 .PHONY: bench
-bench: $(VENV)/.setup ## every peer beside this service, in 50 minutes on an idle machine, goes on after an interrupt (BENCH_ARGS="--minutes 90 --rounds 5")
+bench: $(VENV)/.setup ## every peer beside this service, in 55 minutes on an idle machine, goes on after an interrupt (BENCH_ARGS="--minutes 90 --rounds 5")
 	$(BIN)/python -m benchmarks.bench $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks.publish
 

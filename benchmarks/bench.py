@@ -6,6 +6,7 @@ all alike. An interrupted run goes on where it was when it is started again: eac
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import time
@@ -17,12 +18,15 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import client, measure, plots, tables, targets
+from benchmarks.contenders import PEERS, contenders, in_every_round
 from benchmarks.figures import Figures, ranked
-from benchmarks.machine import heading, wait_until_idle
+from benchmarks.machine import heading, machine, wait_until_idle
+from benchmarks.places import PEERS as PEER_FILES
 from benchmarks.places import RESULTS, WORK, console
-from benchmarks.plan import Case, Plan, Session, complete, smallest, takes, whole_grid
+from benchmarks.plan import COUNTED_PEERS, Case, Plan, Session, complete, smallest, takes, whole_grid
 from benchmarks.state import State
 from benchmarks.systems import INDUCTOR
+from tests.serving import ROOT
 
 Which = Literal["bench", "full", "smallest"]
 BEST_PEERS = 2  # beside ours under open loop
@@ -30,7 +34,7 @@ BEST_PEERS = 2  # beside ours under open loop
 
 def main(
     which: Annotated[Which, typer.Argument()] = "bench",
-    minutes: Annotated[float, typer.Option(help="How long `bench` may take once everything is installed and built.")] = 50.0,
+    minutes: Annotated[float, typer.Option(help="How long `bench` may take once everything is installed and built.")] = 55.0,
     rounds: int = 3,
     seconds: Annotated[float, typer.Option(help="Of a window, of `full` and `smallest`.")] = 8.0,
     system: Annotated[list[str] | None, typer.Option(help="Only these systems.")] = None,
@@ -72,8 +76,10 @@ def _run(plan: Plan, *, fresh: bool) -> tuple[dict[str, Any], State]:
     state = State(path, settings(plan))
     if len(state.points):
         console.print(f"going on after {len(state.points)} points of {path}")
-    busy = [
-        _run_all(plan, plan.closed_sessions() + plan.memory_sessions(), state, "closed loops"),
+    busy = [_run_all(plan, plan.closed_sessions([0], {}) + plan.memory_sessions(), state, "closed loops, every system")]
+    going_on = {case: contenders(Figures(state.points), case, COUNTED_PEERS.get(case, ())) for case in plan.cases}
+    busy += [
+        _run_all(plan, plan.closed_sessions(range(1, plan.rounds), going_on), state, "closed loops, those near the best"),
         _run_all(plan, plan.open_sessions(best_peers(plan, Figures(state.points))), state, "open loops"),
     ]
     models = ", ".join(dict.fromkeys(f"{model.name} {model.sha256[:8]}" for model in map(measure.model_of, plan.cases)))
@@ -93,7 +99,7 @@ def write(result: dict[str, Any], folder: Path, stem: str) -> None:
     (folder / f"{stem}.md").write_text(tables.full(result, figures), encoding="utf-8")
     if stem == "bench":
         (folder / "bench_short.md").write_text(tables.short(result, figures), encoding="utf-8")
-        (folder / "bench_readme.md").write_text(tables.shortest(result, figures), encoding="utf-8")
+        (folder / "bench_readme.md").write_text(tables.shortest(result, figures) + targets.met(found), encoding="utf-8")
         (folder / "targets.md").write_text(targets.table(found), encoding="utf-8")
     plots.draw(figures, folder, stem)
     print(tables.short(result, figures), targets.table(found), sep="\n")
@@ -121,15 +127,28 @@ def settings(plan: Plan) -> dict[str, Any]:
         "rounds": plan.rounds,
         "seconds": round(plan.seconds, 3),
         "systems": [system.name for system in plan.systems],
+        "machine": machine(),
+        "sources": _sources(),
         "models": {case: measure.model_of(case).sha256 for case in plan.cases},
     }
 
 
+def _sources() -> str:
+    """A digest of what is measured and of what measures: a run does not go on with other code, profiles or peers than it began with."""
+    here = ROOT / "benchmarks"
+    folders = ((ROOT / "ortserve", "**/*.py"), (ROOT / "profiles", "*.yaml"), (PEER_FILES, "**/*.*"), (here, "*.py"), (here, "*.c"))
+    files = [file for folder, pattern in folders for file in folder.glob(pattern)]
+    digest = hashlib.sha256()
+    for file in sorted(file for file in files if file.is_file() and "__pycache__" not in file.parts):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def best_peers(plan: Plan, figures: Figures) -> dict[Case, Sequence[str]]:
-    """The peers of each case with the most requests per second at 32 callers."""
-    peers = [system.name for system in plan.systems if system.kind in ("peer", "reference")]
+    """The peers of each case with the most requests per second at 32 callers, of those that every round measured."""
     return {
-        case: ranked({name: figures.of(case, name, "closed 32", "requests_per_s") for name in peers})[:BEST_PEERS] for case in plan.cases
+        case: ranked(in_every_round({name: figures.of(case, name, "closed 32", "requests_per_s") for name in PEERS}))[:BEST_PEERS]
+        for case in plan.cases
     }
 
 

@@ -1,14 +1,14 @@
 """What is measured, in which order, and how long it takes: rounds of sessions, each of one system in one case under several loads.
 
 Where the time of `make bench` goes. A ratio of 0.95 is told from one of 0.98 by windows that hold some two hundred answers of resnet50, in
-every round; a row that only fills the table is not. So what a target compares (`counted`) is measured in every round with whole windows;
-the other loads of those systems with short ones; and systems that no target looks at, or that another one beats by its very set-up
-(`lesser`), in the first round alone. `make bench-quick` and `make bench-full` treat all alike.
+every round; a row that only fills the table is not. So what a target compares (`counted`) is measured with whole windows, the other loads
+with short ones; in the first round that is everybody, in the others this service and the peers that the first one found near the best
+(`contenders`). `make bench-quick` and `make bench-full` treat all alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Literal
@@ -35,6 +35,8 @@ SHORT_SHARE = 0.3  # of a window, for what only fills the table
 # long as the surplus needs to bring as many requests as a queue holds, and a second more for the refusals to be the rule. Little past
 # capacity that takes most of a minute; no target looks there, so it is cut short.
 LONGEST_FILLING_S = 10.0
+BELOW_ANSWERS = 100  # that a window of an open loop below capacity should hold: of fewer, the p99 is the worst
+BELOW_S = 10.0  # it is no longer than that
 OVERLOAD_ANSWERS = 250  # that a window past capacity should hold, within its bounds
 OVERLOAD_S = (4.0, 10.0)  # the shortest and the longest window past capacity
 BARE_SHARE = 0.15  # of a window, for each set-up of a bare run when they are first compared; the best two then get a whole one each
@@ -61,9 +63,17 @@ COUNTED: dict[tuple[Case, str], tuple[int, ...]] = {
     ("near_empty", "default"): (8, 32, 64),
     ("near_empty", "light"): (8, 32, 64),
     ("near_empty", "pytorch"): (),
+    **{(case, "throughput"): () for case in ALL},  # no target looks at it
 }
 # Cases that no target compares, at these callers, in windows of so many seconds: shown by `make bench` for the best set-ups, in one round.
+# Of several set-ups of one server one takes tensors: it differs from the others in how it decodes.
+TENSOR = ("default", "latency", "int8", "pytorch", "ort_tuned", "ort_tuned2", "litserve", "mosec", "pytriton")
 SHOWN: dict[Case, tuple[tuple[int, ...], float]] = {"tensor": ((1, 8, 32), 3.0), "classify_batch": ((1, 8), 8.0)}
+# For the estimate of a bench's length: heavy models have many peers near the best, light ones few.
+GUESSED_CONTENDERS: dict[Case, Sequence[str]] = {
+    "resnet50": ("ort", "ort2", "ort_tuned2", "litserve", "mlserver", "pytriton", "batchable2"),
+    "near_empty": ("ort_tuned2", "mosec"),
+}
 COUNTED_PEERS: dict[Case, tuple[int, ...]] = {"resnet50": (8, 32), "near_empty": (8, 32, 64)}
 
 
@@ -131,6 +141,9 @@ class Plan:
             return self.window_s(session.case)
         if self._only_shown(session.case):
             return SHOWN[session.case][1]
+        if load.percent is not None:
+            wanted_s = min(BELOW_ANSWERS / (capacity * load.percent / 100), BELOW_S)
+            return max(self.window_s(session.case, SHORT_SHARE), wanted_s)
         whole = load == Load(32) if session.part == "open" else load.callers in counted(BY_NAME[session.system], session.case)
         return self.window_s(session.case, 1.0 if whole else SHORT_SHARE)
 
@@ -144,20 +157,21 @@ class Plan:
         """Whether the bare runs beside that load decode a picture too; None: there are none."""
         return OVER_BARE.get((session.case, session.system, load.callers)) if self.judged and session.part == "closed" else None
 
-    def closed_sessions(self) -> list[Session]:
-        """Every system under closed loops, round by round, after what needs no server."""
+    def closed_sessions(self, turns: Iterable[int], contenders: Mapping[Case, Sequence[str]]) -> list[Session]:
+        """Systems under closed loops, round by round, after what needs no server; all of them in the first round."""
         sessions: list[Session] = []
-        for turn in range(self.rounds):
+        for turn in turns:
             for case in self.cases:
                 loads = tuple(Load(callers) for callers in (SHOWN[case][0] if self._only_shown(case) else self.closed))
                 if case in ("resnet50", "near_empty"):
                     sessions.append(Session(turn, case, "bare", "bare"))
                 for system in self.systems:
-                    if takes(system, case) and (self.even or (turn == 0 and shown(system, case)) or counted(system, case)):
+                    goes_on = system.name in contenders.get(case, ()) or (case, system.name) in COUNTED
+                    if takes(system, case) and (self.even or (turn == 0 and shown(system, case)) or (goes_on and counted(system, case))):
                         sessions.append(Session(turn, case, system.name, "closed", loads))
         return sessions
 
-    def open_sessions(self, best: dict[Case, Sequence[str]]) -> list[Session]:
+    def open_sessions(self, best: Mapping[Case, Sequence[str]]) -> list[Session]:
         """Ours and the `best` peers of each case beyond their capacity, after a measurement of that capacity in the same session."""
         if not self.open:
             return []
@@ -182,14 +196,14 @@ class Plan:
         peers = [system.name for system in self.systems if system.requirements and system.kind != "limit" and can_be_empty(system)]
         return [*starts, *(Session(0, "near_empty", name, "memory", empty=True) for name in (*peers, "empty"))]
 
-    def sessions(self, best: dict[Case, Sequence[str]]) -> list[Session]:
+    def sessions(self, best: Mapping[Case, Sequence[str]], contenders: Mapping[Case, Sequence[str]]) -> list[Session]:
         """All of them."""
-        return [*self.closed_sessions(), *self.memory_sessions(), *self.open_sessions(best)]
+        return [*self.closed_sessions(range(self.rounds), contenders), *self.memory_sessions(), *self.open_sessions(best)]
 
     def fitted(self, minutes: float) -> Plan:
         """The same with windows as long as `minutes` allow, two seconds at least."""
         guess: dict[Case, Sequence[str]] = dict.fromkeys(self.cases, ("litserve", "mosec"))
-        sessions = self.sessions(guess)
+        sessions = self.sessions(guess, GUESSED_CONTENDERS)
         low, high = SHORTEST_S, max(SHORTEST_S, minutes * 60)
         for _ in range(40):  # halving: the estimate rises with the window, but not evenly, since windows have bounds
             middle = (low + high) / 2
@@ -226,7 +240,7 @@ class Plan:
     def _only_shown(self, case: Case) -> bool:
         return not self.even and case in SHOWN
 
-    def _under_open_loop(self, case: Case, best: dict[Case, Sequence[str]]) -> Sequence[str]:
+    def _under_open_loop(self, case: Case, best: Mapping[Case, Sequence[str]]) -> Sequence[str]:
         if self.all_open:
             return [system.name for system in self.systems if takes(system, case) and system.answers]
         ours = [system.name for system in self.systems if system.name == "default" or (system.name == "light" and case in system.nets)]
@@ -244,13 +258,11 @@ def takes(system: System, case: Case) -> bool:
 
 def shown(system: System, case: Case) -> bool:
     """Whether `make bench` has room for the system in the case: of several set-ups of the same, only the best takes tensors."""
-    return case != "tensor" or not system.lesser
+    return case != "tensor" or system.name in TENSOR
 
 
 def counted(system: System, case: Case) -> tuple[int, ...]:
     """Callers at which a target compares what the system does in the case."""
-    if system.lesser:
-        return ()
     if (case, system.name) in COUNTED:
         return COUNTED[case, system.name]
     return COUNTED_PEERS.get(case, ()) if system.kind in ("peer", "reference") else ()

@@ -114,7 +114,6 @@ class System:
     nets: tuple[str, ...] = ("resnet50", "near_empty")
     tensor: Callable[[bytes], bytes] | None = None  # how it takes pixels that are decoded already; None: as a picture
     batch: Callable[[Sequence[bytes]], bytes] | None = None  # how it takes several pictures in one request; None: it does not
-    lesser: bool = False  # no target compares with it, or another one beats it by its set-up: `make bench` measures it in one round
 
     def start(self, model: Model, *, empty: bool = False) -> Served:
         """The server, to be entered. Makes its environment where there is none yet."""
@@ -123,7 +122,8 @@ class System:
             "WEIGHTS": str(model.weights),
             "NET": model.name,
             "RESIZE": str(model.resize),
-            "THREADS": str(available_cpus()),
+            "CPUS": str(available_cpus()),
+            "THREADS": "1" if model.name == "near_empty" else str(available_cpus()),  # it is over before a second thread has begun
             "PYTHONPATH": COMMON,
             "TORCHINDUCTOR_CACHE_DIR": str(INDUCTOR),
             "ORTSERVE_MODEL": model.name,
@@ -198,14 +198,14 @@ SYSTEMS: tuple[System, ...] = (
     _ours("default", "default", "this service, default profile"),
     _ours("light", "light", "this service, light profile (2 workers)", nets=("near_empty",)),
     _ours("latency", "latency", "this service, latency profile"),
-    _ours("throughput", "throughput", "this service, throughput profile", lesser=True),
+    _ours("throughput", "throughput", "this service, throughput profile"),
     _ours("int8", str(INT8), "this service, default profile with int8", precision="int8", nets=("resnet50",)),
     _fastapi("pytorch", "PyTorch behind FastAPI", "eager"),
-    _fastapi("torchscript", "TorchScript behind FastAPI", "script", lesser=True, nets=("resnet50",)),
-    _fastapi("compile", "torch.compile behind FastAPI", "compile", lesser=True, nets=("resnet50",)),
+    _fastapi("torchscript", "TorchScript behind FastAPI", "script", nets=("resnet50",)),
+    _fastapi("compile", "torch.compile behind FastAPI", "compile", nets=("resnet50",)),
     # One worker has every CPU for its one run at a time; two workers a CPU each, or their threads fight.
-    _fastapi("ort", "ONNX Runtime behind FastAPI", "onnx", lesser=True),
-    _fastapi("ort2", "ONNX Runtime behind FastAPI, 2 workers", "onnx", "--workers", "2", env={"THREADS": "1"}, lesser=True),
+    _fastapi("ort", "ONNX Runtime behind FastAPI", "onnx"),
+    _fastapi("ort2", "ONNX Runtime behind FastAPI, 2 workers", "onnx", "--workers", "2", env={"THREADS": "1"}),
     _fastapi("ort_tuned", "ONNX Runtime behind FastAPI, tuned", "onnx", app="tuned:app", request=raw("/classify")),
     _fastapi(
         "ort_tuned2",
@@ -245,7 +245,6 @@ SYSTEMS: tuple[System, ...] = (
         requirements="mlserver",
         request=kserve_json,
         batch=lambda pictures: kserve_json(*pictures),
-        lesser=True,
         env={"MLSERVER_HTTP_PORT": PORT, "MLSERVER_GRPC_PORT": OTHER_PORT},
     ),
     System(
@@ -257,7 +256,7 @@ SYSTEMS: tuple[System, ...] = (
         ready="/v2/models/classify/ready",
         requirements="pytriton",
         # Its Python backend loads libpython by name: this interpreter's, or it finds another with a library that does not fit.
-        env={"LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR"))},
+        env={"LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR")), "WORKERS": "2", "THREADS": "1"},
         request=kserve_binary,
         batch=lambda pictures: kserve_binary(*pictures),
     ),
@@ -269,7 +268,15 @@ SYSTEMS: tuple[System, ...] = (
         folder=PEERS / "batchable",
         ready="/readyz",
         env=UNTRACED,
-        lesser=True,
+    ),
+    System(
+        name="batchable2",
+        shown="BentoML `batchable=True`, 2 workers",
+        kind="peer",
+        command=(*BENTOML, "service:Batchable", *ON_PORT),
+        folder=PEERS / "batchable",
+        ready="/readyz",
+        env={**UNTRACED, "WORKERS": "2", "THREADS": "1"},
     ),
     System(
         name="split",
@@ -279,7 +286,6 @@ SYSTEMS: tuple[System, ...] = (
         folder=PEERS / "split",
         ready="/readyz",
         env=UNTRACED,
-        lesser=True,
     ),
 )
 EMPTY = System(

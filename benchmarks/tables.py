@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.figures import Figures
 from benchmarks.machine import headline, summary
+from benchmarks.plan import SHORTEST_S, WEIGHTS
 from benchmarks.systems import BY_NAME, EMPTY, SYSTEMS
 
 CASES = {
@@ -17,12 +18,13 @@ CASES = {
 }
 
 
-README = ("default", "light", "int8", "pytorch", "ort_tuned2", "litserve", "pytriton", "batchable")
+ONCE = "\\* In one case at least measured in the first round alone: not near the best there."
+README = ("default", "light", "int8", "pytorch", "ort_tuned2", "litserve", "mosec", "pytriton", "batchable2")
 
 
 def full(result: dict[str, Any], figures: Figures) -> str:
     """Every case and load."""
-    lines = [headline(result, "; a dash: not measured") + ".", "", *_starts(figures), "", *_bare(figures)]
+    lines = [_headline(result) + "; a dash: not measured.", "", *_starts(figures), "", *_bare(figures)]
     for case, title in CASES.items():
         for part, load in _loads(figures, case):
             lines += ["", f"### {title}: {_load_shown(load)}", "", *_one(figures, case, part, load)]
@@ -32,7 +34,7 @@ def full(result: dict[str, Any], figures: Figures) -> str:
 def shortest(result: dict[str, Any], figures: Figures) -> str:
     """One row for each of the well-known: what a README has room for."""
     lines = [
-        f"{headline(result)}. Requests per second, and what the server's CPUs work for one:",
+        f"{_headline(result)}. Requests per second, and what the server's CPUs work for one:",
         "",
         "| | `resnet50`, 8 callers | 32 | p99 ms at 32 | near-empty model, 8 callers | 32 | CPU ms/request |",
         "|---|---|---|---|---|---|---|",
@@ -41,7 +43,6 @@ def shortest(result: dict[str, Any], figures: Figures) -> str:
     if any(rate != "-" for rate in bare):
         lines.append(f"| bare `session.run` at its best | {' | '.join(bare)} | | | | |")
     for name in README:
-        system = BY_NAME[name]
         cells = [
             *(_median(figures.of("resnet50", name, load, "requests_per_s")) for load in ("closed 8", "closed 32")),
             _median(figures.of("resnet50", name, "closed 32", "p99_ms")),
@@ -49,13 +50,13 @@ def shortest(result: dict[str, Any], figures: Figures) -> str:
             _median(figures.of("near_empty", name, "closed 32", "server_cpu_s_per_request"), 1000),
         ]
         if any(cell != "-" for cell in cells):
-            lines.append(f"| {system.shown} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            lines.append(f"| {_shown(result, figures, name)} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", ONCE]) + "\n"
 
 
 def short(result: dict[str, Any], figures: Figures) -> str:
     """Requests per second at 1, 8, 32 and 64 callers, or as many of these as the case was measured at."""
-    lines = [f"{headline(result)}. Requests per second:"]
+    lines = [f"{_headline(result)}. Requests per second:"]
     for case in CASES:
         measured = _loads(figures, case)
         callers = [number for number in (1, 8, 32, 64) if ("closed", f"closed {number}") in measured]
@@ -76,8 +77,19 @@ def short(result: dict[str, Any], figures: Figures) -> str:
             p99 = figures.of(case, system.name, f"closed {at}", "p99_ms")
             cpu = figures.of(case, system.name, f"closed {at}", "server_cpu_s_per_request")
             cells = [*(_median(rate) for rate in rates), _median(p99), _median(cpu, 1000)]
-            lines.append(f"| {system.shown} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            lines.append(f"| {_shown(result, figures, system.name)} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", ONCE]) + "\n"
+
+
+def _headline(result: dict[str, Any]) -> str:
+    """With the windows of the near-empty model, which are shorter: each holds many times as many answers."""
+    return headline(result, f" (near-empty model: {max(SHORTEST_S, result['seconds_each'] * WEIGHTS['near_empty']):.1f} s)")
+
+
+def _shown(result: dict[str, Any], figures: Figures, name: str) -> str:
+    """The system, marked where a table's figures of it are not medians of all rounds."""
+    rounds = [len(found) for case in CASES if (found := figures.of(case, name, "closed 32", "requests_per_s"))]
+    return BY_NAME[name].shown + ("" if rounds and min(rounds) == result["rounds"] else " *")
 
 
 def _one(figures: Figures, case: str, part: str, load: str) -> Iterator[str]:

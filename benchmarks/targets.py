@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from benchmarks.contenders import PEERS, in_every_round
 from benchmarks.figures import ByRound, Figures, best_of, ratios
 from benchmarks.machine import summary
 from benchmarks.places import RESULTS
 from benchmarks.plan import CLOSED
-from benchmarks.systems import BY_NAME, SYSTEMS
+from benchmarks.systems import BY_NAME
 from ortserve import profile_file
 
-PEERS = [system.name for system in SYSTEMS if system.kind in ("peer", "reference")]
 REFUSAL_MS = 20.0
 LIGHT = ("light", "default")  # for a model that costs less than its picture: the profile made for such, and the one that nobody chose
 OURS = (("resnet50", "default"), *(("near_empty", name) for name in LIGHT))
@@ -67,17 +67,21 @@ def targets(figures: Figures, cpus: int) -> list[Target]:
 def table(found: Sequence[Target]) -> str:
     """As Markdown."""
     head = ["| case | target | measured, median of rounds | spread | limit on this machine | |", "|---|---|---|---|---|---|"]
-    met = sum(target.met is True for target in found)
-    beyond = sum(target.met is False and not target.within_reach for target in found)
     lines = [
         *head,
         *(target.row() for target in found),
         "",
-        f"{met} of {len(found)} met; {beyond} of the others out of reach here.",
+        met(found),
         "",
         LIMITS,
     ]
     return "\n".join(lines) + "\n"
+
+
+def met(found: Sequence[Target]) -> str:
+    """How many are, in one sentence."""
+    beyond = sum(target.met is False and not target.within_reach for target in found)
+    return f"{sum(target.met is True for target in found)} of {len(found)} targets met; {beyond} of the others out of reach here.\n"
 
 
 LIMITS = """The limit on this machine is the same ratio, of the same rounds, for a server that costs nothing: for `resnet50` the best bare
@@ -114,7 +118,10 @@ def _light(figures: Figures, cpus: int) -> Iterator[Target]:
             f"near-empty model, {name} profile, {callers} callers, over the best peer", 2.0, ratios(rate, peer), ratios(most, peer)
         )
     for callers, name in product((8, 32, 64), LIGHT):
-        cpu, least = _cpu(figures, case, name, callers), best_of({peer: _cpu(figures, case, peer, callers) for peer in PEERS}, min)
+        cpu, least = (
+            _cpu(figures, case, name, callers),
+            best_of(in_every_round({peer: _cpu(figures, case, peer, callers) for peer in PEERS}), min),
+        )
         what = f"near-empty model, {name} profile, {callers} callers: server CPU seconds per request, over the thriftiest peer"
         yield _most(what, 0.5, ratios(cpu, least), ratios(decoding, least))
 
@@ -176,7 +183,8 @@ def _errors(figures: Figures) -> Target:
 def _memory(figures: Figures) -> Target:
     loads = [f"closed {callers}" for callers in CLOSED]
     empty = figures.of("near_empty", "empty", "start", "pss_mib", "memory/empty").get(0)
-    leanest = best_of({name: _without(figures.peak_mib("resnet50", name, loads), _empty(figures, name)) for name in PEERS}, min)
+    peers = {name: _without(figures.peak_mib("resnet50", name, loads), _empty(figures, name)) for name in PEERS}
+    leanest = best_of(in_every_round(peers), min)
     ours = _without(figures.peak_mib("resnet50", "default", loads), empty)
     return _most(
         "`resnet50`: peak memory less an empty `bentoml serve`, over the leanest peer less its empty server", 1.0, ratios(ours, leanest)
@@ -205,7 +213,7 @@ def _cpu(figures: Figures, case: str, system: str, callers: int) -> ByRound:
 
 
 def _best_rate(figures: Figures, case: str, callers: int) -> ByRound:
-    return best_of({name: _rate(figures, case, name, callers) for name in PEERS})
+    return best_of(in_every_round({name: _rate(figures, case, name, callers) for name in PEERS}))
 
 
 def _least(what: str, limit: float, values: Sequence[float], best: Sequence[float] = ()) -> Target:

@@ -23,6 +23,7 @@ LIMITS = {
     "body_timeout_ms": 1500,
 }
 
+
 def refused(answer: httpx.Response, status: int, code: str) -> str:
     """The message of an error answer, after its shape and its silence about the inside are checked."""
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json"), answer.text
@@ -43,7 +44,6 @@ def silent_about(text: str) -> None:
     # A slash is that of a media type, an HTTP version or a path of this service, never of a file.
     allowed = r"multipart/form-data|image/|application/octet-stream|application/\S+|text/\S+|HTTP/1.1|GET /( |docs.json)"
     assert "/" not in re.sub(allowed, "", text), text
-
 
 
 def exchange(server: Server, *pieces: bytes, timeout_s: float = 20) -> bytes:
@@ -76,7 +76,6 @@ def error_of(said: bytes) -> tuple[int, str]:
     code = json.loads(body)["error"]["code"]
     refused(answer, answer.status_code, code)
     return answer.status_code, code
-
 
 
 def peak_bytes(server: Server) -> int:

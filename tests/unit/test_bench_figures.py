@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks import tables, targets
+from benchmarks.contenders import contenders
 from benchmarks.figures import Figures, best_of, ranked, ratios
 from benchmarks.targets import Target
 from tests.bench_points import closed, point
@@ -84,7 +85,7 @@ def test_a_target_that_the_machine_does_not_allow_says_so() -> None:
     assert beyond.row() == "| x | >= 2 | 1.50 | 1.50 to 1.50 | 1.80 | **missed**, out of reach here |"
     assert within.row() == "| x | <= 0.5 | 0.70 | 0.70 to 0.70 | 0.40 | **missed** |"
     assert Target("x", 2.0, True, (2.1,), best=(1.8,)).row().endswith("| 1.80 | met |")  # noise may pass a limit; met is met
-    assert "0 of 2 met; 1 of the others out of reach here." in targets.table([beyond, within])
+    assert "0 of 2 targets met; 1 of the others out of reach here." in targets.table([beyond, within])
 
 
 def test_the_limit_is_the_same_ratio_for_what_the_bare_session_and_decoding_do_in_that_round() -> None:
@@ -104,7 +105,8 @@ def test_the_limit_is_the_same_ratio_for_what_the_bare_session_and_decoding_do_i
             ),
             *(closed(turn, "default", 20.0, beside=[setup(rate), setup(rate)]) for turn, rate in enumerate((20.0, 30.0))),
             *(closed(turn, "pytorch", 10.0) for turn in (0, 1)),
-            closed(0, "mosec", 16.0),
+            *(closed(turn, "mosec", rate) for turn, rate in enumerate((16.0, 8.0))),
+            closed(0, "pytriton", 19.0),  # in one round alone: not compared
             closed(0, "mosec", 500.0, server_cpu_s_per_request=0.004, **near),
             closed(0, "light", 700.0, server_cpu_s_per_request=0.003, **near),
         ]
@@ -117,6 +119,23 @@ def test_the_limit_is_the_same_ratio_for_what_the_bare_session_and_decoding_do_i
     assert (throughput.values, throughput.best) == ((1.4,), pytest.approx((2 / 0.0025 / 500,)))
     cpu = named(figures, "near-empty model, light profile, 8 callers: server CPU")
     assert (cpu.values, cpu.best) == (pytest.approx((0.75,)), pytest.approx((0.625,)))
+
+
+def test_who_is_near_the_best_or_the_thriftiest_goes_on() -> None:
+    figures = Figures(
+        [
+            closed(0, "litserve", 100.0, server_cpu_s_per_request=0.05, pss_mib=700.0),
+            closed(0, "mosec", 90.0, server_cpu_s_per_request=0.05, pss_mib=400.0),
+            closed(0, "ort", 50.0, server_cpu_s_per_request=0.04, pss_mib=400.0),
+            closed(0, "mlserver", 50.0, server_cpu_s_per_request=0.05, pss_mib=300.0),
+            closed(0, "pytriton", 89.0, server_cpu_s_per_request=0.05, pss_mib=400.0),
+            closed(0, "batchable", 0.0, server_cpu_s_per_request=0.0, pss_mib=10.0),  # answered nothing
+            closed(0, "split", 99.0, "closed 64", pss_mib=400.0),  # near the best at a load that nobody compares
+            closed(0, "default", 200.0, server_cpu_s_per_request=0.01, pss_mib=100.0),
+        ]
+    )
+    assert contenders(figures, "resnet50", (8, 32)) == ["ort", "litserve", "mosec", "mlserver"]
+    assert contenders(Figures([]), "resnet50", (8, 32)) == []
 
 
 def named(figures: Figures, start: str) -> Target:

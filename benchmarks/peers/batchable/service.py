@@ -12,13 +12,13 @@ import shared
 from bentoml.validators import ContentType
 
 
-@bentoml.service(name="batchable", traffic={"timeout": 60}, workers=1, logging={"access": {"enabled": False}})
+@bentoml.service(name="batchable", traffic={"timeout": 60}, workers=shared.WORKERS, logging={"access": {"enabled": False}})
 class Batchable:
     """Decode in the endpoint, batch in BentoML's dispatcher, batches of 4 at most; as patient as this service's default profile."""
 
     def __init__(self) -> None:
         self.model = shared.model(batches=(1, 4))
-        self.decoders = ThreadPoolExecutor(shared.THREADS)
+        self.decoders = ThreadPoolExecutor(shared.CPUS)
 
     @bentoml.api(batchable=True, max_batch_size=4, max_latency_ms=10_000)
     def classify(self, image: list[Annotated[Path, ContentType("image/*")]]) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """What every peer does alike: the same decoding, the same graph, the same answer. Read from the environment, so that no peer differs in it.
 
-MODEL the ONNX file; WEIGHTS and NET those of PyTorch; RESIZE pixels of the shorter side; THREADS of the session; EMPTY the server without a
-model, to see what its memory is without one.
+MODEL the ONNX file; WEIGHTS and NET those of PyTorch; RESIZE pixels of the shorter side; CPUS of the machine, for decoders and workers;
+THREADS of the session; WORKERS processes, or instances, where a peer has a set-up with several; EMPTY the server without a model, to see
+what its memory is without one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from PIL import Image
 SIDE = 224
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
+CPUS = int(os.environ.get("CPUS", "2"))
 THREADS = int(os.environ.get("THREADS", "2"))
+WORKERS = int(os.environ.get("WORKERS", "1"))
 
 
 def pixels(data: bytes) -> Any:

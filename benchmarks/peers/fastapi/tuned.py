@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request, Response
 
 model = shared.model()
 app = FastAPI(openapi_url=None)
-decoders = ThreadPoolExecutor(shared.THREADS)
+decoders = ThreadPoolExecutor(shared.CPUS)
 runner = ThreadPoolExecutor(1)
 
 

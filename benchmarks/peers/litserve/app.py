@@ -40,5 +40,5 @@ class Classify(litserve.LitAPI):
 
 if __name__ == "__main__":
     api = Classify(max_batch_size=4, batch_timeout=0.001, api_path="/classify")
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=shared.THREADS, timeout=60, track_requests=False)
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=shared.CPUS, timeout=60, track_requests=False)
     server.run(host="127.0.0.1", port=int(os.environ["PORT"]), generate_client_file=False, log_level="error", access_log=False)

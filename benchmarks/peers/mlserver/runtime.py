@@ -26,7 +26,7 @@ class Classify(MLModel):
     async def load(self) -> bool:
         """The session."""
         self.model = shared.model(batches=(1, 4))
-        self.decoders = ThreadPoolExecutor(shared.THREADS)
+        self.decoders = ThreadPoolExecutor(shared.CPUS)
         self.runner = ThreadPoolExecutor(1)
         return True
 

@@ -36,6 +36,6 @@ class Classify(Worker):
 
 if __name__ == "__main__":
     server = Server()
-    server.append_worker(Decode, num=shared.THREADS)
+    server.append_worker(Decode, num=shared.CPUS)
     server.append_worker(Classify, num=1, max_batch_size=4, max_wait_time=1, timeout=60)
     server.run()

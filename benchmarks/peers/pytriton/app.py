@@ -1,5 +1,5 @@
-"""PyTriton: Triton's dynamic batcher in front of Python. It calls one function of one process, so decoding has threads of its own in it
-and the session every CPU; batches of 4 at most, none waited for."""
+"""PyTriton: Triton's dynamic batcher in front of Python. Two instances call one session of one thread at once; decoding has
+threads of its own; batches of 4 at most, none waited for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 
 model = shared.model(batches=(1, 4))
-decoders = ThreadPoolExecutor(shared.THREADS)
+decoders = ThreadPoolExecutor(shared.CPUS)
 
 
 @batch
@@ -36,7 +36,7 @@ if __name__ == "__main__":
     with Triton(config=config) as triton:
         triton.bind(
             model_name="classify",
-            infer_func=classify,
+            infer_func=[classify] * shared.WORKERS,
             inputs=[Tensor(name="image", dtype=bytes, shape=(1,))],
             outputs=[Tensor(name="answer", dtype=bytes, shape=(1,))],
             config=ModelConfig(max_batch_size=4, batcher=DynamicBatcher(max_queue_delay_microseconds=0)),

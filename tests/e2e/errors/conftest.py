@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -11,7 +12,7 @@ import yaml
 from ortserve.profile_file import SHIPPED
 from tests.refusals import LIMITS, SEVEN
 from tests.serving import Server
-from pathlib import Path
+
 
 @pytest.fixture(scope="session")
 def strict(digits_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:

@@ -33,7 +33,6 @@ def encoded(how: str) -> bytes:
     return buffer.getvalue()
 
 
-
 NOT_WHOLE = {
     "empty": b"",
     "text": b"not a picture",

@@ -10,6 +10,7 @@ import pytest
 from ortserve import logs
 from tests.site import Site
 
+
 @pytest.fixture
 def site() -> Site:
     return Site()

@@ -12,6 +12,7 @@ from ortserve import errors, replies
 from ortserve.edge import Route
 from tests.site import SECRET, Site, hello, raising
 
+
 def an_error(kind: type[errors.OrtServeError]) -> errors.OrtServeError:
     return errors.MethodNotAllowed("PUT", "GET") if kind is errors.MethodNotAllowed else kind("expected one thing, got another")
 
@@ -63,7 +64,6 @@ def test_what_nobody_expected_is_a_500_without_details(error: Exception, caplog:
     assert site.in_progress() == 0
 
 
-
 def test_refusals_for_want_of_room_have_one_line_a_second(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     now = [100.0]
     monkeypatch.setattr(replies, "_overload", replies._Overload())
@@ -79,7 +79,6 @@ def test_refusals_for_want_of_room_have_one_line_a_second(monkeypatch: pytest.Mo
         "/classify: 429 queue_full: expected room",
         "/classify: 504 deadline_exceeded: late",
     ]
-
 
 
 # --- below /v2 --------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 from ortserve import errors
 from tests.site import SECRET, Site, raising
 
+
 @pytest.mark.parametrize(("path", "label"), [("/", "/"), ("/docs.json", "/docs.json"), ("/files/a.js", "/files/"), ("/files/", "/files/")])
 def test_the_inner_application_keeps_its_paths(site: Site, path: str, label: str) -> None:
     answer = site.ask(path, headers=[(b"x-request-id", b"mine")])

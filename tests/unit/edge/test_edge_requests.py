@@ -14,6 +14,7 @@ from ortserve.metrics import Metrics
 from ortserve.replies import Reply, json_reply
 from tests.site import Site, inner_ok, raising, take_body
 
+
 @pytest.mark.parametrize(("path", "value"), [("/hello", ""), ("/things/a", "a"), ("/things/%2e%2e", "%2e%2e"), ("/things/ä", "ä")])
 def test_routes(site: Site, path: str, value: str) -> None:
     answer = site.ask(path)
@@ -64,7 +65,6 @@ def test_head_is_get_without_the_body(site: Site) -> None:
     assert head.headers["content-length"] == got.headers["content-length"]
 
 
-
 # --- request ids ------------------------------------------------------------------------------------------------------
 
 
@@ -88,7 +88,6 @@ def test_ids_differ_and_do_not_leak_into_the_next_request(site: Site) -> None:
     ids = {site.ask("/hello").headers["x-request-id"] for _ in range(300)}
     assert len(ids) == 300
     assert logs.request_id.get() == "-"
-
 
 
 # --- bodies and callers that leave ------------------------------------------------------------------------------------
