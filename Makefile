@@ -102,8 +102,11 @@ bench-v2: $(VENV)/.setup ## tensors per second beside PyTriton and MLServer, whi
 	$(BIN)/python -m benchmarks.v2
 	$(BIN)/python -m benchmarks.publish
 
+.PHONY: setup-gpu
+setup-gpu: $(VENV)/.cuda ## everything of `setup`, and NVIDIA's libraries as wheels: for a machine that has the driver alone
+
 .PHONY: gpu
-gpu: $(VENV)/.setup ## the tests marked gpu and the bench of one NVIDIA GPU beside PyTorch native, in some fifteen minutes
+gpu: $(VENV)/.cuda ## the tests marked gpu and the bench of one NVIDIA GPU beside PyTorch native, in some fifteen minutes
 	$(BIN)/python -m benchmarks.gpu
 
 .PHONY: watch
@@ -161,6 +164,10 @@ $(VENV)/.proving: requirements/test.txt $(VENV)/.serving | $(VENV)/.compiled
 
 $(VENV)/.setup: requirements/build.txt requirements/test.txt $(VENV)/.serving | $(VENV)/.compiled
 	requirements/install $(VENV) requirements/serving.txt requirements/build.txt requirements/test.txt
+	@touch $@
+
+$(VENV)/.cuda: requirements/cuda.txt $(VENV)/.setup
+	requirements/install $(VENV) requirements/cuda.txt requirements/build.txt requirements/test.txt
 	@touch $@
 
 # What detectors are compared with: a folder that only some processes of the tests put on their path, each package without its own

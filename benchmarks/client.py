@@ -1,19 +1,19 @@
 """The load client: `client.c`, compiled where it is not yet, and the requests it sends, made beforehand.
 
 `python -m benchmarks.client PORT PATH CALLERS SECONDS FILE... [--rate R]` prints one line of JSON. A FILE ending in .json is a whole
-body, one ending in .http a whole request, any other a picture.
+body, one ending in .http a whole request, any other a picture. Needs gcc and nothing but Python's own packages: `make gpu` runs it where
+there is no registry.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import typer
 
 from benchmarks.places import WORK
 
@@ -86,10 +86,20 @@ def as_request(file: Path, path: str) -> Path:
     return request_file(post(path, "application/json", content) if file.suffix == ".json" else multipart(path, [content]))
 
 
-def main(port: int, path: str, callers: int, seconds: float, files: list[Path], rate: float = 0.0, seed: int = 0) -> None:
+def main() -> None:
     """Load a server on 127.0.0.1 and print what it did. With --rate: an open loop over at most CALLERS connections."""
-    print(json.dumps(load(port, callers, seconds, [as_request(file, path) for file in files], rate=rate, seed=seed)))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.client", description=main.__doc__)
+    parser.add_argument("port", type=int)
+    parser.add_argument("path")
+    parser.add_argument("callers", type=int)
+    parser.add_argument("seconds", type=float)
+    parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--rate", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    files = [as_request(file, asked.path) for file in asked.files]
+    print(json.dumps(load(asked.port, asked.callers, asked.seconds, files, rate=asked.rate, seed=asked.seed)))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ NEEDED = {
     "opentelemetry.sdk": "opentelemetry-sdk",
     "opentelemetry.exporter.otlp.proto.http": "opentelemetry-exporter-otlp-proto-http",
 }
+TORCH = "PyTorch native"  # fp32, one picture a call, as a plain service does it
 WANTED = {"uvloop": "uvloop", "httptools": "httptools", "pytest": "pytest"}  # without them it runs, slower or untested
 
 
@@ -53,7 +55,7 @@ def main() -> None:
     if options.prepare:
         gpu_packages.prepare(options.prepare, options.precision)
         return
-    complain_of_what_is_missing()
+    complain_of_what_is_missing(options.parts)
     gpu_packages.fetch(options.packages)
     parts: dict[str, Callable[[dict[str, Any]], None]] = {
         "tests": lambda result: result.update(tests=tests()),
@@ -73,13 +75,15 @@ def main() -> None:
         sys.exit(1)
 
 
-def complain_of_what_is_missing() -> None:
+def complain_of_what_is_missing(parts: str) -> None:
     """End with one line a package where something is missing, or where there is no GPU that both libraries can use."""
     found = {module: has(module) for module in {**NEEDED, **WANTED}}
     for module, optional in WANTED.items():
         if not found[module]:
             say(f"without {optional}: it is optional")
     faults = [f"missing: {package} (module {module})" for module, package in NEEDED.items() if not found[module]]
+    if "http" in parts and shutil.which("gcc") is None:
+        faults.append("missing: gcc, which compiles the load client: install it, or leave `http` out of --parts")
     if not faults:
         import onnxruntime
         import torch
@@ -130,14 +134,16 @@ def bare(seconds: float) -> dict[str, Any]:
     """Each precision's set-ups, in a process of their own."""
     command = [sys.executable, "-m", "benchmarks.gpu_bare", str(package())]
     held = [precision for precision in ("fp16", "fp32") if (package() / f"{precision}.onnx").exists()]
-    return {precision: json.loads(run([*command, precision, str(seconds)], timeout_s=1200)) for precision in held}
+    said = {precision: run([*command, precision, str(seconds)], timeout_s=1200) for precision in held}
+    return {precision: json.loads(text.splitlines()[-1]) for precision, text in said.items()}  # ONNX Runtime may print before it
 
 
 def through_http(result: dict[str, Any], options: argparse.Namespace) -> None:
     """Pictures through HTTP: ours in shipped profiles, with workers before a runner, with the best bare set-up, and PyTorch native."""
     pictures = gpu_servers.picture_files()
     kinds: dict[str, Callable[[], Any]] = {
-        "PyTorch native": gpu_servers.torch_server,
+        TORCH: gpu_servers.torch_server,
+        f"{TORCH}, fp16, channels_last": lambda: gpu_servers.torch_server("--half"),
         "ours, default": lambda: gpu_servers.our_server("default"),
         "ours, throughput": lambda: gpu_servers.our_server("throughput"),
         f"ours, throughput, separate, {options.workers} workers": lambda: gpu_servers.our_server(
@@ -153,7 +159,7 @@ def through_http(result: dict[str, Any], options: argparse.Namespace) -> None:
         before = gpu_servers.memory() or 0
         try:
             with start() as port:
-                levels = (1, 8, 32) if name == "PyTorch native" else (1, 32, 128, 256)
+                levels = (1, 8, 32) if name.startswith(TORCH) else (1, 32, 128, 256)
                 loads = {str(level): gpu_servers.load(port, level, pictures, **how) for level in levels}
                 top = max(one["requests_per_s"] for one in loads.values())
                 rows[name] = {
@@ -165,6 +171,8 @@ def through_http(result: dict[str, Any], options: argparse.Namespace) -> None:
             rows[name] = {"error": f"{type(error).__name__}: {error}"}
             say(f"{name}: {error}")
         write(result)
+    if wrong := [name for name, row in rows.items() if "error" in row]:
+        raise RuntimeError(f"no figures of {', '.join(wrong)}: the reasons are above and in gpu.json")
 
 
 def best_options(setups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -78,7 +78,10 @@ def _measure(path: Path, setup: dict[str, Any], seconds: float) -> dict[str, Any
         spec, run = session.inputs[0], session.run
     else:
         providers.prepare(PROVIDER)
-        plain = ort.InferenceSession(str(path), providers.session_options(wanted), providers=providers.providers(wanted))
+        options = providers.session_options(wanted)
+        plain = ort.InferenceSession(str(path), options, providers=providers.providers(wanted), enable_fallback=0)
+        if plain.get_providers()[0] != PROVIDER:
+            raise RuntimeError(f"expected a session on {PROVIDER}, got one on {plain.get_providers()[0]}")
         spec, run = Session(plain, Execution(provider=PROVIDER), None).inputs[0], lambda inputs: plain.run(None, inputs)
     pixels = np.random.default_rng(0).integers(0, 256, spec.concrete(batch), dtype=np.uint8)
     for _ in range(5):

@@ -47,7 +47,10 @@ def table(result: Mapping[str, Any]) -> str:
             lines.append(f"| {' | '.join(map(str, varied))} | {figures} |")
         lines.append("")
     if "http" in result:
-        lines += ["| system | callers | requests/s | p50 ms | p99 ms | p99 ms at 80 % | GPU memory, MiB |", "|---|---|---|---|---|---|---|"]
+        lines += [
+            "| system (ours in fp16) | callers | requests/s | p50 ms | p99 ms | p99 ms at 80 % | GPU memory, MiB |",
+            "|---|---|---|---|---|---|---|",
+        ]
     for name, one in result.get("http", {}).items():
         if "error" in one:
             lines.append(f"| {name} | | {' '.join(one['error'].split())[:120]} | | | | |")

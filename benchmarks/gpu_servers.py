@@ -26,10 +26,10 @@ def our_server(profile: str) -> Iterator[int]:
 
 
 @contextmanager
-def torch_server() -> Iterator[int]:
+def torch_server(*options: str) -> Iterator[int]:
     """PyTorch native, ready; its port."""
     port = free_port()
-    with started([sys.executable, "-m", "benchmarks.peers.torch_gpu", str(port)], port, environment()):
+    with started([sys.executable, "-m", "benchmarks.peers.torch_gpu", str(port), *options], port, environment()):
         yield port
 
 

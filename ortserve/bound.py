@@ -32,6 +32,8 @@ Tensors = dict[str, NDArray[Any]]
 
 _GRAPH_ID = "gpu_graph_id"  # kOrtRunOptionsConfigCudaGraphAnnotation: which of a session's graphs a run captures or replays
 _NO_GRAPH = -1
+_GROWING = 2  # runs of each shape before the first capture: the second finds what the first one allocated free again
+GRAPH_TOLERANCE = 0.01  # of the largest value: the same kernels in the same order, of which some add in any order
 
 
 class Lanes:
@@ -85,14 +87,24 @@ class Lanes:
         finally:
             self._free.put(lane)
 
-    def warm_up(self, inputs: Tensors) -> None:
-        """Run these in every lane, and capture a graph for their shape in each. Before any `run`. Raises GraphRefused."""
-        for lane in self._every:
-            if self._graph_ids is None:
+    def warm_up(self, examples: Sequence[Tensors]) -> None:
+        """Run these in every lane, and capture a graph for the shape of each in each. Before any `run`. Raises GraphRefused.
+
+        Runs without a graph come first, until the session's memory has grown to what each shape takes: nothing may be allocated during a
+        capture. Once all are captured, each graph has to answer as they did: a convolution's plan is rebuilt when its shape changes, and
+        a graph that still launched kernels of the plan before would be silently wrong.
+        """
+        if self._graph_ids is None:
+            for lane, inputs in itertools.product(self._every, examples):
                 lane.run(inputs)
-            else:
-                lane.capture(inputs, next(self._graph_ids))
-                self.captured += 1
+            return
+        answers = [[self._every[0].run(inputs) for _ in range(_GROWING)][-1] for inputs in examples]
+        for lane, inputs in itertools.product(self._every, examples):
+            zeros = {name: np.zeros_like(tensor) for name, tensor in inputs.items()}  # or one that computes nothing would seem right
+            lane.capture(zeros, next(self._graph_ids))
+            self.captured += 1
+        for lane, (inputs, answer) in itertools.product(self._every, zip(examples, answers, strict=True)):
+            _expect_the_same(lane.run(inputs), answer)
 
 
 class Lane:
@@ -209,6 +221,18 @@ def _work(calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]) -> N
         except BaseException as error:
             future.set_exception(error)
         del call, function, future  # they would keep a lane's buffers until the next one comes
+
+
+def _expect_the_same(replayed: Tensors, answer: Tensors) -> None:
+    """GraphRefused where a graph's floating outputs differ from those without it by more than half precision may."""
+    for name, wanted in answer.items():
+        if wanted.dtype.kind != "f" or not wanted.size:
+            continue
+        allowed = GRAPH_TOLERANCE * max(1e-3, float(np.nanmax(np.abs(wanted))))
+        if not np.allclose(replayed[name], wanted, rtol=GRAPH_TOLERANCE, atol=allowed, equal_nan=True):
+            raise GraphRefused(
+                f"its CUDA graph for a batch of {len(wanted)} answers {name!r} otherwise than a run without: set cuda_graphs: off"
+            )
 
 
 def _shapes(inputs: Tensors) -> frozenset[tuple[str, tuple[int, ...]]]:

@@ -17,7 +17,7 @@ import psutil
 from ortserve import providers, refusals, tensorrt
 from ortserve.batching import Batcher, Observer, Ticket
 from ortserve.cpus import available_cpus
-from ortserve.errors import GraphRefused, ModelError
+from ortserve.errors import GraphRefused, ModelError, ProviderError, StartupError
 from ortserve.execution import GPU_PROVIDERS, Batching, Execution
 from ortserve.manifest import Manifest, Precision
 from ortserve.profile import Profile
@@ -130,7 +130,16 @@ def _warm(path: Path, manifest: Manifest, execution: Execution, outputs: Sequenc
         raise ModelError(f"model {manifest.name}: {path.name} takes other inputs than its manifest says: build it again")
     batching = execution.batching
     lengths = batching.sequence_buckets if batching.buckets else batching.sequence_buckets[:1]
-    session.warm_up(batching.buckets or sorted({1, batching.max_batch_size}), lengths or (1,))
+    sizes = batching.buckets or sorted({1, batching.max_batch_size})
+    try:
+        session.warm_up(sizes, lengths or (1,))
+    except StartupError:
+        raise
+    except Exception as error:  # of ONNX Runtime's family, which shares no base
+        said = f"model {manifest.name} cannot run batches of {sizes} rows on {session.provider} ({' '.join(str(error).split())})"
+        if session.provider == "CPUExecutionProvider":
+            raise ModelError(f"{said}: lower max_batch_size, or build it again") from error
+        raise ProviderError(f"{said}: lower max_batch_size or buckets, mend its libraries, or choose another provider") from error
     return session
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from ortserve import heap, providers
 from ortserve.bound import Lanes, Tensors
@@ -22,6 +23,9 @@ from ortserve.manifest import TensorSpec
 from ortserve.shared_pool import SharedPool
 
 __all__ = ["Runs", "Session", "Tensors"]
+
+# What a provider that cannot be used raises, by a C++ exception or a status: TensorRT refuses a graph with the latter.
+PROVIDER_FAULTS = (RuntimeError, ValueError, state.EPFail, state.EngineError, state.Fail, state.NotImplemented, state.RuntimeException)
 
 _DTYPES = {
     "tensor(uint8)": "uint8",
@@ -105,9 +109,7 @@ class Session:
             said = " ".join(str(error).split())
             if execution.cuda_graphs != "off" and "graph capture feature" in said:
                 raise GraphRefused(f"ONNX Runtime cannot capture {path.name} ({said}): set cuda_graphs: off") from error
-            if provider != "CPUExecutionProvider" and isinstance(
-                error, RuntimeError | ValueError
-            ):  # what its own fallback would have caught
+            if provider != "CPUExecutionProvider" and isinstance(error, PROVIDER_FAULTS):
                 raise ProviderError(
                     f"profile asks for {provider}, which cannot be used ({said}): mend that, or choose a profile that names another"
                 ) from error
@@ -134,18 +136,17 @@ class Session:
         return dict(zip(self._output_names, answer, strict=True))
 
     def warm_up(self, batch_sizes: Iterable[int], lengths: Iterable[int] = (1,)) -> None:
-        """Run once at each batch size with zeros, so that arenas, kernels, plans and graphs exist before the first request.
+        """Run once at each batch size, so that arenas, kernels, plans and graphs exist before the first request.
 
         Where rows are ragged, at each of the `lengths` too; on a GPU in every lane. Before any other `run`, since a CUDA graph is
         captured alone. Raises GraphRefused where that fails.
         """
+        if self._lanes:
+            self._lanes.warm_up([{spec.name: _anything(spec, rows) for spec in self.inputs} for rows in batch_sizes])
+            return
         for rows in batch_sizes:
             for length in lengths if self.ragged else (1,):
-                zeros = {spec.name: np.zeros(spec.concrete(rows, length), dtype=spec.dtype) for spec in self.inputs}
-                if self._lanes:
-                    self._lanes.warm_up(zeros)
-                else:
-                    self.run(zeros)
+                self.run({spec.name: np.zeros(spec.concrete(rows, length), dtype=spec.dtype) for spec in self.inputs})
 
     def nodes_by_provider(self) -> dict[str, int]:
         """How many graph nodes each provider took, as the session recorded it. Empty where this build cannot tell."""
@@ -176,6 +177,12 @@ def _spec(node: ort.NodeArg) -> TensorSpec:
     return TensorSpec(
         name=node.name, dtype=_DTYPES[node.type], shape=tuple(dim if isinstance(dim, int) else str(dim) for dim in node.shape)
     )
+
+
+def _anything(spec: TensorSpec, rows: int) -> NDArray[Any]:
+    """Rows that differ, so that a graph's answers tell whether it computed; integers are 0 or 1, which any index takes, but pixels."""
+    numbers = np.random.default_rng(0).integers(0, 256 if spec.dtype == "uint8" else 2, spec.concrete(rows))
+    return numbers.astype(spec.dtype)
 
 
 def _text(spec: TensorSpec) -> str:

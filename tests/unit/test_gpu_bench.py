@@ -58,7 +58,7 @@ def test_every_bare_set_up_is_an_execution_that_a_profile_may_hold() -> None:
 def test_what_is_missing_is_named_by_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "has", lambda module: module not in ("circus", "PIL"))
     with pytest.raises(SystemExit) as caught:
-        bench.complain_of_what_is_missing()
+        bench.complain_of_what_is_missing("tests,bare")
     assert str(caught.value).splitlines()[1:] == ["missing: kantoku (module circus)", "missing: pillow (module PIL)"]
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 
 from ortserve import local_engine, providers
+from ortserve.errors import ModelError, ProviderError
 from ortserve.execution import Batching, Execution, Provider, Session
 from ortserve.local_engine import _is_brief, fitted, open_session
 from ortserve.manifest import Manifest
@@ -59,3 +60,23 @@ def test_texts_have_every_thread_however_brief_the_shortest_is(tmp_path: Path, m
     assert _is_brief(session)
     session.ragged = frozenset({"pixels"})  # as those of a text's model, whose rows have any length
     assert not _is_brief(session)
+
+
+@pytest.mark.parametrize(("provider", "kind"), [("CPUExecutionProvider", ModelError), ("CUDAExecutionProvider", ProviderError)])
+def test_a_warm_up_that_fails_ends_the_start_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str, kind: type[Exception]
+) -> None:
+    class Broken:
+        """A session whose device has no memory left; of the real one's interface what warming up needs."""
+
+        def __init__(self, inputs: object) -> None:
+            self.inputs, self.provider = inputs, provider
+
+        def warm_up(self, *_: object) -> None:
+            raise RuntimeError("out\nof memory")
+
+    folder = add_package(tmp_path, "colours:1")
+    manifest = Manifest.read(folder)
+    monkeypatch.setattr(local_engine.Session, "open", lambda *_, **__: Broken(manifest.inputs))
+    with pytest.raises(kind, match=r"colours cannot run batches of \[1, 3\] rows on \w+ \(out of memory\)"):
+        open_session(folder, manifest, Execution(provider="CPUExecutionProvider", batching=Batching(max_batch_size=3)), ["probabilities"])

@@ -13,9 +13,10 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from ortserve import providers
 from ortserve.errors import GraphRefused, ModelError, ProviderError, ShapeMismatch
 from ortserve.execution import Execution
-from ortserve.session import Session
+from ortserve.session import PROVIDER_FAULTS, Session
 from ortserve.v2.datatypes import DTYPES
 from tests.devices import why_no_gpu
 
@@ -129,6 +130,21 @@ def test_a_provider_this_build_lacks_names_the_package_to_install(model: Path) -
 def test_cuda_without_a_gpu_is_refused_and_never_becomes_the_cpu(model: Path) -> None:
     with pytest.raises(ProviderError, match=r"asks for CUDAExecutionProvider, but .*(install|choose a profile)"):
         Session.open(model, Execution(provider="CUDAExecutionProvider"))
+
+
+@pytest.mark.parametrize("fault", PROVIDER_FAULTS)
+def test_whatever_a_provider_refuses_a_model_by_lets_the_next_execution_be_tried(
+    model: Path, monkeypatch: pytest.MonkeyPatch, fault: type[Exception]
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise fault("User needs to provide all the dynamic shape inputs")
+
+    monkeypatch.setattr(providers, "prepare", lambda _: None)
+    monkeypatch.setattr(ort, "InferenceSession", refuse)
+    with pytest.raises(ProviderError, match=r"cannot be used \(User needs to provide"):
+        Session.open(model, Execution(provider="TensorrtExecutionProvider"))
+    with pytest.raises(ModelError, match=r"cannot load tiny\.onnx on CPUExecutionProvider"):
+        Session.open(model, Execution(provider="CPUExecutionProvider"))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
