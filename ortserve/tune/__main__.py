@@ -28,7 +28,7 @@ from ortserve.tune.objective import LOAD_SHARE, Goal
 from ortserve.tune.results import Contender
 from ortserve.tune.search import search
 from ortserve.tune.service import CannotServe, Service
-from ortserve.tune.space import Facts, Objective, shipped, space
+from ortserve.tune.space import Facts, Objective, baselines, shipped, space
 from ortserve.tune.trial import Setup, Trials
 from ortserve.tune.written import profile_text
 
@@ -105,6 +105,10 @@ def tune(
     report.write_csv(output.with_suffix(".csv"), made, contenders)
     report.plot(output.with_suffix(".png"), made, best, goal, about[0])
     console.print(table(contenders, best))
+    if best.candidate.shipped and (others := [one.candidate.label for one in contenders if not one.candidate.shipped]):
+        console.print(
+            f"A shipped profile stays: {others[0]} is not ahead of it in every round, of {results.FEWEST_ROUNDS} at least.", highlight=False
+        )
     refused = [trial for trial in made if trial.figures is None]
     console.print(f"{len(made)} trials of {len({trial.id for trial in made})} ways of running, {len(refused)} dropped with a reason.")
     console.print(f"Wrote {output}, {output.with_suffix('.csv')}, {output.with_suffix('.png')}. Serve it:", highlight=False)
@@ -150,11 +154,11 @@ def measured(console: Console, setup: Setup, journal: Journal, facts: Facts) -> 
             console.print(f"{spent:6.0f} s  {line}", highlight=False, markup=False)
 
         trials = Trials(setup, journal, said)
-        baselines = list({one.id: one for one in (shipped(name, facts.provider) for name in (setup.goal.objective, "default"))}.values())
+        ours = baselines(setup.goal.objective, facts.provider)
         if (chosen := journal.find("finalists")) is None:
-            ranked = search(space(setup.goal.objective, facts, providers(facts.provider)), baselines, setup.goal, trials)
+            ranked = search(space(setup.goal.objective, facts, providers(facts.provider)), ours, setup.goal, trials)
             others = [outcome.candidate for outcome in ranked if not outcome.candidate.shipped][:1]
-            running = [one for one in baselines if any(outcome.candidate.id == one.id for outcome in ranked)]
+            running = [one for one in ours if any(outcome.candidate.id == one.id for outcome in ranked)]
             if not ranked:
                 raise TuneError(f"no way of running answered as it should: the reasons are in {setup.folder / 'journal.jsonl'}")
             chosen = {"kind": "finalists", "candidates": [asdict(one) for one in [*running, *others]]}
@@ -163,7 +167,8 @@ def measured(console: Console, setup: Setup, journal: Journal, facts: Facts) -> 
         progress.update(bar, description="in turns")
         rounds = trials.in_turns(finalists)
         if journal.find("done") is None:
-            journal.add({"kind": "done"})
+            around_s = before + time.monotonic() - begun - journal.spent_s  # starts and stops of the comparison
+            journal.add({"kind": "done", "took_s": round(max(0.0, around_s), 3)})
     return [Contender(one, tuple(rounds[one.id])) for one in finalists]
 
 

@@ -11,18 +11,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import math
 import random
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-OK = 200
+from ortserve.tune.counted import OK, Counted, Tally, answer_rate
+
 AFTER_A_REFUSAL_S = 0.05  # a caller of the closed loop that was refused asks again after this; at once would measure refusals
 CONNECTIONS = 2000  # open at once, at most: beyond, an arrival counts as failed
 IDLE_S = 2.0  # a connection unused for longer is given up: the service closes it after 5
@@ -42,51 +41,6 @@ class Plan:
     rate: float | None  # of the open loop, requests per second; None: `share` of what the closed loop found
     share: float
     seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """One loop's figures. Times are of answers with status 200, in ms; 0 where there is none."""
-
-    requests_per_s: float  # answered with 200
-    offered_per_s: float  # open loop: requests that were due; closed loop: requests answered, refusals included
-    p50_ms: float
-    p99_ms: float
-    answered: int
-    failed: float  # share of the requests, 0 to 1
-    statuses: dict[str, int]  # of answers; "none" where there was no answer
-
-
-@dataclass(slots=True)
-class Tally:
-    """What came back so far."""
-
-    seconds: list[float] = field(default_factory=list)
-    statuses: Counter[str] = field(default_factory=Counter)
-
-    def add(self, status: int | None, seconds: float) -> None:
-        """Count one request."""
-        self.statuses["none" if status is None else str(status)] += 1
-        if status == OK:
-            self.seconds.append(seconds)
-
-    def counted(self, window_s: float) -> Counted:
-        """The figures of a window of that length."""
-        ordered, total = sorted(self.seconds), sum(self.statuses.values())
-        return Counted(
-            requests_per_s=len(ordered) / window_s,
-            offered_per_s=total / window_s,
-            p50_ms=percentile(ordered, 0.5) * 1000,
-            p99_ms=percentile(ordered, 0.99) * 1000,
-            answered=len(ordered),
-            failed=1 - len(ordered) / total if total else 1.0,
-            statuses=dict(self.statuses),
-        )
-
-
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """The smallest value that `share` of the ordered values do not exceed (the nearest rank); 0 of none."""
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else 0.0
 
 
 class Connections:
@@ -142,7 +96,8 @@ class Connections:
 async def closed_loop(connections: Connections, requests: Sequence[bytes], plan: Plan) -> Counted:
     """The figures of `plan.callers` callers. Answers are what is counted: as many requests are under way at either end of the window."""
     tally, turns = Tally(), _from_anywhere(requests, plan.seed)
-    begin = time.perf_counter() + plan.warm_up_s
+    answers = [time.perf_counter()]
+    begin = answers[0] + plan.warm_up_s
     end = begin + plan.closed_s
 
     async def caller() -> None:
@@ -150,13 +105,15 @@ async def closed_loop(connections: Connections, requests: Sequence[bytes], plan:
             status = await connections.send(next(turns))
             if begin <= (now := time.perf_counter()) <= end:
                 tally.add(status, now - started)
-            if status != OK:
+            if status == OK:
+                answers.append(now)
+            else:
                 await asyncio.sleep(AFTER_A_REFUSAL_S)
 
     callers = [asyncio.ensure_future(caller()) for _ in range(plan.callers)]
     _, late = await asyncio.wait(callers, timeout=end - time.perf_counter() + ANSWER_WITHIN_S)
     await _cancel(late)
-    return tally.counted(plan.closed_s)
+    return replace(tally.counted(plan.closed_s), requests_per_s=answer_rate(answers, begin, end))
 
 
 async def open_loop(connections: Connections, requests: Sequence[bytes], plan: Plan, rate: float) -> Counted:

@@ -9,6 +9,8 @@ from ortserve.tune.candidate import Candidate, Data
 from ortserve.tune.journal import Journal
 from ortserve.tune.objective import Figures, Goal, medians
 
+FEWEST_ROUNDS = 3  # by chance alone one of two equals is ahead in all of three once in eight times; of five, once in 32
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
@@ -67,5 +69,12 @@ def longest(made: Sequence[Trial]) -> list[Trial]:
 
 
 def winner(contenders: Sequence[Contender], goal: Goal) -> Contender:
-    """The best of the final comparison. Where nothing beats the shipped profiles, which stand first, one of them is the result."""
-    return min(contenders, key=lambda contender: goal.rank(contender.middle))
+    """The best by its medians. One that is not shipped must be ahead of the best shipped profile in every round as well, since a lead that
+    one round turns is no larger than chance; or keep the limits where the shipped one does not."""
+    best, *rest = sorted(contenders, key=lambda contender: goal.rank(contender.middle))
+    ours = next((one for one in rest if one.candidate.shipped), None)
+    if best.candidate.shipped or ours is None or (goal.kept(best.middle) and not goal.kept(ours.middle)):
+        return best
+    pairs = list(zip(best.rounds, ours.rounds, strict=True))
+    ahead = len(pairs) >= FEWEST_ROUNDS and all(goal.rank(one) < goal.rank(other) for one, other in pairs)
+    return best if ahead else ours

@@ -16,6 +16,8 @@ from ortserve.tune.candidate import Candidate, Change, Data, changed
 
 Objective = Literal["throughput", "latency"]
 SESSION = "execution.0.session"
+BASELINES: Mapping[Objective, Sequence[str]] = {"throughput": ("throughput", "default", "light"), "latency": ("latency", "default")}
+ALWAYS = 2  # of them are measured whatever the time; light, for models cheaper than their pictures, where there is some
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,13 @@ def shipped(name: str, provider: str | None = None) -> Candidate:
     if provider is not None:
         data = {**data, "execution": [execution_for(provider, data)]}
     return Candidate(f"shipped {name}", data, shipped=name)
+
+
+def baselines(objective: Objective, provider: str) -> list[Candidate]:
+    """The shipped profiles that the result must beat, the objective's own first: those with an execution of their own on that provider."""
+    named = {name: shipped(name) for name in BASELINES[objective]}
+    here = [name for name, one in named.items() if any(execution["provider"] == provider for execution in one.data["execution"])]
+    return list({one.id: one for one in (shipped(name, provider) for name in here)}.values())
 
 
 def space(objective: Objective, facts: Facts, providers: Sequence[str]) -> Space:
@@ -152,7 +161,7 @@ def _parallelism(cpus: int, batching: str, on_gpu: bool) -> Knob:
 
 def _batch(facts: Facts, batching: str, buckets: Sequence[int]) -> Knob:
     """Sizes up to the one that was verified, those in the middle first. Where the base has buckets they end at the size."""
-    sizes = [size for size in (4, 16, 1, 8, 32, 2, 64, 128, 256) if size <= facts.max_batch]
+    sizes = [size for size in (4, 16, 3, 1, 8, 6, 32, 2, 64, 128, 256) if size <= facts.max_batch]
     key = f"execution.0.{batching}"
 
     def change(size: int) -> Change:

@@ -6,26 +6,34 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ortserve.tune.candidate import Candidate
 from ortserve.tune.journal import Journal
 from ortserve.tune.load import Plan
 from ortserve.tune.objective import LOAD_SHARE, Figures, Goal
+from ortserve.tune.results import FEWEST_ROUNDS
 from ortserve.tune.search import RUNGS, Outcome
 from ortserve.tune.service import ROOT, CannotServe, Service
+from ortserve.tune.space import ALWAYS, BASELINES
 from ortserve.tune.traffic import Kind
 
 WARM_UP_S = 0.75
 PROBES = 30  # answers that are compared with the shipped profile's
-FINAL_SHARE = 0.3  # of the budget: the comparison in turns, which the result stands on
+FINAL_SHARE = 0.3  # of the budget, at least: the comparison in turns, which the result stands on
 ROUNDS = 5  # of the final comparison, where the time allows it
-LOAD_OVERHEAD_S = 60.0  # beyond its plan a load's process is hung
-PRIOR_OVERHEAD_S = 5.0  # what a start and a stop are taken for until one was timed
+SHORTEST_S = 0.75  # of a loop
+HUNG_AFTER_S = 60.0  # beyond its plan a load's process is hung
+PRIOR_S = {  # what the parts of a trial beside its two loops are taken for until one was timed
+    "service_s": 5.0,  # start, comparison of answers, stop
+    "around_s": 2.0,  # warm-up, and the answers under way at either loop's end
+}
+AFTER_S = 3.0  # of the budget: Python's start, the CSV and the picture; 1.3 s on two CPUs
 EXCUSED = {"200", "429", "503", "504"}  # a service under too much load refuses; any other status is a wrong answer
 
 
@@ -51,22 +59,20 @@ class Trials:
         self._journal = journal
         self._say = said
         self._done = journal.find("done") is not None
-        self._ends = time.monotonic() + setup.budget_s - journal.spent_s
-        self._overheads: list[float] = [
-            entry["overhead_s"] for entry in journal.entries if entry["kind"] == "trial" and entry.get("overhead_s")
-        ]
-        # A budget of ten minutes starts with two loops of two seconds; more brings no more than more candidates would.
-        self._first_s = min(5.0, max(0.75, setup.budget_s / 150))
+        self._ends = time.monotonic() + setup.budget_s - AFTER_S - journal.spent_s
+        # A budget of ten minutes starts with two loops of four seconds; more brings no more than more candidates would.
+        self._first_s = min(5.0, max(SHORTEST_S, setup.budget_s / 150))
+        self._shortest_s = max(SHORTEST_S, self._first_s / 2)  # of the final comparison
 
     # --- as `search.Bench` ------------------------------------------------------------------------------------------------
 
     def measure(self, candidate: Candidate, rung: int) -> Outcome | None:
-        """The trial's outcome; None where it would not fit into the time of the search. The shipped profiles always have one."""
+        """The trial's outcome; None where it would not fit into the time of the search. The first shipped profiles always have one."""
         known = self._journal.find("trial", id=candidate.id, rung=rung)
         if known is None:
             seconds = self._first_s * 2**rung
-            always = candidate.shipped and rung == 0
-            if not always and self._overhead_s + 2 * seconds > self._search_left_s:
+            always = rung == 0 and candidate.shipped in BASELINES[self._setup.goal.objective][:ALWAYS]
+            if not always and self._cost_s(seconds) > self._search_left_s:
                 return None
             known = self._trial(candidate, rung, seconds)
             self._journal.add(known)
@@ -80,16 +86,23 @@ class Trials:
 
     def room(self) -> int:
         """How many candidates the search's time takes through all rungs: all at the first, half at the second, and so on."""
-        cost = sum((self._overhead_s + 2 * self._first_s * 2**rung) / 2**rung for rung in range(RUNGS))
+        cost = sum(self._cost_s(self._first_s * 2**rung) / 2**rung for rung in range(RUNGS))
         return max(1, int(self._search_left_s / cost))
 
     @property
     def _search_left_s(self) -> float:
-        return self._ends - time.monotonic() - FINAL_SHARE * self._setup.budget_s
+        contenders = 1 + len({entry["id"] for entry in self._journal.entries if entry["kind"] == "trial" and entry["shipped"]})
+        decides_s = FEWEST_ROUNDS * (max(self._timed("around_s")) + 2 * self._shortest_s) + max(self._timed("service_s"))
+        return self._ends - time.monotonic() - max(FINAL_SHARE * self._setup.budget_s, contenders * decides_s)
 
-    @property
-    def _overhead_s(self) -> float:
-        return sum(self._overheads) / len(self._overheads) if self._overheads else PRIOR_OVERHEAD_S
+    def _cost_s(self, seconds: float) -> float:
+        """What a trial of two loops of that length takes, going by those so far."""
+        return sum(fmean(self._timed(part)) for part in PRIOR_S) + 2 * seconds
+
+    def _timed(self, part: str, ids: Container[str] | None = None) -> list[float]:
+        """That part of the trials that answered, or of those candidates' alone; the prior where there is none."""
+        made = [entry for entry in self._journal.entries if entry["kind"] == "trial" and part in entry]
+        return [entry[part] for entry in made if ids is None or entry["id"] in ids] or [PRIOR_S[part]]
 
     def _trial(self, candidate: Candidate, rung: int, seconds: float) -> dict[str, Any]:
         begun = time.monotonic()
@@ -98,13 +111,14 @@ class Trials:
         try:
             with self._start(candidate) as service:
                 entry["agreement"] = self._agreement(service, candidate)
+                loading = time.monotonic()
                 entry["figures"] = asdict(self._load(service, seconds, self._rate(), len(self._journal.entries)))
+                loaded_s = time.monotonic() - loading
         except CannotServe as error:
             entry["reason"] = str(error)
         took = time.monotonic() - begun
         if entry["figures"]:
-            self._overheads.append(took - 2 * seconds)
-            entry["overhead_s"] = round(took - 2 * seconds, 3)
+            entry |= {"service_s": round(took - loaded_s, 3), "around_s": round(max(0.0, loaded_s - 2 * seconds), 3)}
         return {**entry, "took_s": round(took, 3)}
 
     def _start(self, candidate: Candidate) -> Service:
@@ -154,7 +168,7 @@ class Trials:
             start_new_session=True,
         )
         try:
-            output, _ = process.communicate(json.dumps(asdict(plan)), timeout=2 * seconds + LOAD_OVERHEAD_S)
+            output, _ = process.communicate(json.dumps(asdict(plan)), timeout=2 * seconds + HUNG_AFTER_S)
         except subprocess.TimeoutExpired:
             raise CannotServe("its load did not end") from None
         finally:
@@ -185,19 +199,30 @@ class Trials:
         hits all alike. At least one round."""
         ids = [candidate.id for candidate in candidates]
         rounds = [entry for entry in self._journal.entries if entry["kind"] == "round" and list(entry["figures"]) == ids]
-        left_s = self._ends - time.monotonic()
-        fits = (left_s - self._overhead_s * len(ids)) / (2 * len(ids))  # seconds of one loop, all rounds together
-        seconds = min(4 * self._first_s, max(self._first_s, fits / ROUNDS))
-        wanted = max(1, min(ROUNDS, int(fits / seconds)) if fits > 0 else 1)
+        services_s = max(self._timed("service_s", ids)) * len(ids)
+        left_s = self._ends - time.monotonic() - services_s
+        count, seconds = turns(left_s / len(ids), max(self._timed("around_s", ids)), self._shortest_s, ROUNDS - len(rounds))
+        wanted = max(1, len(rounds) + count)
         if not self._done and len(rounds) < wanted:
             with ExitStack() as running:
-                services = {one.id: running.enter_context(self._start(one)) for one in candidates}
                 begun = time.monotonic()
-                while len(rounds) < wanted and (not rounds or time.monotonic() - begun < max(0.0, fits * 2 * len(ids))):
+                services = {one.id: running.enter_context(self._start(one)) for one in candidates}
+                stopping = self._ends - max(0.0, services_s - (time.monotonic() - begun))
+                took = 0.0
+                while len(rounds) < wanted and (not rounds or time.monotonic() + took <= stopping):
                     turn = time.monotonic()
                     rate = self._rate()
                     figures = {key: asdict(self._load(service, seconds, rate, len(rounds))) for key, service in services.items()}
-                    rounds.append({"kind": "round", "seconds": seconds, "figures": figures, "took_s": round(time.monotonic() - turn, 3)})
+                    took = time.monotonic() - turn
+                    rounds.append({"kind": "round", "seconds": seconds, "figures": figures, "took_s": round(took, 3)})
                     self._journal.add(rounds[-1])
                     self._say(f"round {len(rounds)} of {wanted}")
         return {key: [Figures(**entry["figures"][key]) for entry in rounds] for key in ids}
+
+
+def turns(left_s: float, around_s: float, shortest_s: float, most: int) -> tuple[int, float]:
+    """How many rounds one contender's time holds, and the seconds of each loop: rather short ones than few, since the best must be ahead in
+    every one. A round is two loops and what is around them."""
+    count = max(0, min(most, int(left_s / (2 * shortest_s + around_s))))
+    seconds = (left_s / count - around_s) / 2 if count else shortest_s
+    return count, min(8 * shortest_s, seconds)

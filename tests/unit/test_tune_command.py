@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from ortserve.tune import __main__ as command
 from ortserve.tune import trial
 from ortserve.tune.objective import Figures, Goal
 from ortserve.tune.service import CannotServe
+from ortserve.tune.space import BASELINES, Objective
 from tests.serving import ROOT
 
 
@@ -140,8 +142,52 @@ def test_short_answers_are_compared_at_one_rate_for_all(tmp_path: Path) -> None:
     assert profile_file.load(str(tmp_path / "tuned.yaml")).execution[0].precision == ("int8",)
 
 
-@pytest.mark.usefixtures("machine")
-def test_no_time_still_compares_the_shipped_profiles(tmp_path: Path) -> None:
+class Clock:
+    """Stands for the module `time`: it goes on only where something is said to take time."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("objective", ["throughput", "latency"])
+@pytest.mark.parametrize(("budget_s", "slower_s"), [(180, 0), (450, 3), (720, 3), (3600, 3)])
+def test_it_ends_within_its_budget(
+    budget_s: int, slower_s: int, objective: Objective, tmp_path: Path, machine: type[FakeService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, chance = Clock(), random.Random(budget_s)
+
+    def start(service: FakeService) -> FakeService:
+        clock.now += chance.uniform(3, 5)
+        return service
+
+    def stop(_: FakeService, *__: object) -> None:
+        clock.now += chance.uniform(0.5, 1.5)
+
+    def load(trials: trial.Trials, service: FakeService, seconds: float, rate: float | None, seed: int) -> Figures:
+        under_way_s = chance.uniform(0.5, 2.5) + slower_s * clock.now / budget_s  # at the end of the loops
+        clock.now += 2 * seconds + trial.WARM_UP_S + under_way_s
+        return fake_load(trials, service, seconds, rate, seed)
+
+    for module in (command, trial):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(machine, "__enter__", start)
+    monkeypatch.setattr(machine, "__exit__", stop)
+    monkeypatch.setattr(trial.Trials, "_load", load)
+    tune(tmp_path / "tuned.yaml", Goal(objective), budget_s)
+    assert clock.now <= budget_s
+    in_turns = Counter(row["shipped"] for row in rows(tmp_path / "tuned.yaml") if row["part"] == "in turns")
+    assert set(in_turns) == {*BASELINES[objective], ""}
+    assert set(in_turns.values()) <= {3, 4, 5}
+    spent = sum(json.loads(line).get("took_s", 0) for line in (tmp_path / "tuned.work" / "journal.jsonl").read_text().splitlines())
+    assert spent == pytest.approx(clock.now, abs=1)  # nothing was left out
+
+
+def test_no_time_still_compares_the_first_shipped_profiles(
+    tmp_path: Path, machine: type[FakeService], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "__enter__", lambda service: service)  # light's threads sleep
     tune(tmp_path / "tuned.yaml", budget_s=0.1)
     assert {row["shipped"] for row in rows(tmp_path / "tuned.yaml") if row["part"] == "in turns"} == {"throughput", "default"}
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ortserve.errors import TuneError
-from ortserve.tune.load import Plan, percentile, run
+from ortserve.tune.counted import answer_rate, percentile
+from ortserve.tune.load import Plan, run
 from ortserve.tune.traffic import KINDS, kind_of, write_requests
 from tests.serving import ROOT
 
@@ -109,6 +113,37 @@ def test_a_lost_connection_is_a_failure_and_not_the_end(tmp_path: Path) -> None:
     assert figures["open"] is None  # nothing to take a rate from
     assert set(figures["closed"]["statuses"]) == {"none"}
     assert figures["closed"]["failed"] == 1
+
+
+def test_the_rate_of_a_closed_loop_is_taken_between_batches(tmp_path: Path) -> None:
+    async def together(_: int) -> int:
+        await asyncio.sleep(0.2 - asyncio.get_running_loop().time() % 0.2)
+        return 200
+
+    closed = load(together, tmp_path, callers=8, warm_up_s=0.25)["closed"]
+    assert closed["requests_per_s"] == pytest.approx(40, rel=0.1)  # 16 or 24 answers in the half second would be 32 or 48
+
+
+@given(begin=st.floats(0.6, 2), window=st.floats(2, 5), every=st.floats(0.1, 0.5), apart=st.floats(0, 0.004))
+def test_no_part_of_a_batch_falls_in_or_out_wherever_the_window_is(begin: float, window: float, every: float, apart: float) -> None:
+    answers = [0.0, *(batch * every + row * apart for batch in range(1, 100) for row in range(8))]
+    assert answer_rate(answers, begin, begin + window) == pytest.approx(8 / every, rel=0.01)
+
+
+def test_the_rate_of_answers_one_by_one_is_no_other_than_their_number() -> None:
+    chance, found = random.Random(0), []
+    for _ in range(1000):
+        answers = [0.0]
+        while answers[-1] < 6:
+            answers.append(answers[-1] + chance.expovariate(30))
+        found.append(answer_rate(answers, 1, 4))
+    assert sum(found) / len(found) == pytest.approx(30, rel=0.005)  # one long pause within, one left out
+
+
+def test_of_a_service_that_fell_silent_or_answered_once_the_window_counts() -> None:
+    assert answer_rate([0.0, *(number / 100 for number in range(1, 101))], 0.5, 2.5) == pytest.approx(25)
+    assert answer_rate([0.0, *[1.4] * 8], 1, 3) == 4
+    assert answer_rate([0.0], 1, 3) == 0
 
 
 def test_percentiles_are_of_the_nearest_rank() -> None:

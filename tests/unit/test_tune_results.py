@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -19,8 +19,9 @@ from ortserve.tune.objective import Figures, Goal
 from ortserve.tune.report import plot, write_csv
 from ortserve.tune.results import Contender
 from ortserve.tune.space import Facts, space
-from ortserve.tune.trial import Setup, Trials
+from ortserve.tune.trial import Setup, Trials, turns
 from ortserve.tune.written import profile_text
+from tests.serving import ROOT
 
 FACTS = Facts("image-classification", "CPUExecutionProvider", ("fp32", "int8"), 32, ragged=False, cpus=4)
 HEADING = {"model": "digits", "objective": "throughput", "p99 limit": None}
@@ -133,6 +134,42 @@ def test_where_nothing_is_better_the_shipped_profile_is_the_result() -> None:
     base, batch, _ = ways()
     contenders = [Contender(base, (figures(100),)), Contender(batch, (figures(100),))]
     assert results.winner(contenders, Goal("throughput")).candidate.shipped == "throughput"
+
+
+@pytest.mark.parametrize(
+    ("lead", "chosen"),
+    [
+        ([1, 1, 1, 1, 1], ""),  # little, but in every round
+        ([9, 9, 9, 9, 0], "throughput"),  # a lead that one round turns
+        ([9, 9], "throughput"),  # of two, chance brings one in four
+        ([-1, -1, -1], "throughput"),
+    ],
+)
+def test_what_is_not_shipped_must_be_ahead_in_every_round(lead: list[float], chosen: str) -> None:
+    base, batch, _ = ways()
+    drift = [100, 80, 120, 90, 110][: len(lead)]
+    ours = Contender(base, tuple(figures(rate) for rate in drift))
+    theirs = Contender(batch, tuple(figures(rate + more) for rate, more in zip(drift, lead, strict=True)))
+    assert results.winner([ours, theirs], Goal("throughput")).candidate.shipped == chosen
+
+
+def test_a_limit_that_only_the_other_keeps_is_worth_more_than_speed() -> None:
+    base, batch, _ = ways()
+    late = replace(figures(200), p99_ms=60)
+    contenders = [Contender(base, (late, late, figures(200))), Contender(batch, (figures(100),) * 3)]
+    assert results.winner(contenders, Goal("throughput", 50)).candidate is batch
+
+
+def test_the_rounds_fit_with_what_is_around_their_loops_and_are_short_rather_than_few() -> None:
+    assert turns(70, around_s=4, shortest_s=5, most=5) == (5, 5)  # each 14
+    assert turns(69, around_s=4, shortest_s=5, most=5) == (4, 6.625)
+    assert turns(1000, around_s=4, shortest_s=5, most=5) == (5, 40)  # longer brings no more
+    assert turns(13, around_s=4, shortest_s=5, most=5) == (0, 5)
+
+
+def test_the_example_is_what_the_tool_wrote() -> None:
+    page = (ROOT / "docs" / "TUNING.md").read_text(encoding="utf-8")
+    assert f"```text\n{(ROOT / 'docs' / 'tuning' / 'output.txt').read_text(encoding='utf-8')}```\n" in page
 
 
 def test_the_csv_has_every_trial_with_its_settings_or_its_reason(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from ortserve import profile_file
 from ortserve.tune.candidate import Candidate, changed, leaves
 from ortserve.tune.objective import Figures, Goal, front
 from ortserve.tune.search import RUNGS, Outcome, search
-from ortserve.tune.space import Facts, Space, shipped, space
+from ortserve.tune.space import BASELINES, Facts, Space, baselines, shipped, space
 
 FACTS = Facts("image-classification", "CPUExecutionProvider", ("fp32", "int8"), 32, ragged=False, cpus=4)
 GPU = Facts("image-classification", "CUDAExecutionProvider", ("fp32", "fp16"), 64, ragged=False, cpus=16)
@@ -51,12 +51,13 @@ class Machine:
         return self._room
 
 
-def baselines() -> list[Candidate]:
-    return [shipped(name, FACTS.provider) for name in ("throughput", "default")]
-
-
 def found(machine: Machine, goal: Goal | None = None) -> list[Outcome]:
-    return search(space("throughput", FACTS, ["CPUExecutionProvider"]), baselines(), goal or Goal("throughput"), machine)
+    return search(
+        space("throughput", FACTS, ["CPUExecutionProvider"]),
+        baselines("throughput", FACTS.provider)[:2],
+        goal or Goal("throughput"),
+        machine,
+    )
 
 
 def test_what_is_best_together_is_found_without_measuring_every_combination() -> None:
@@ -145,6 +146,19 @@ def test_every_way_of_running_is_a_profile_that_loads(objective: str, facts: Fac
 def test_the_sizes_of_a_batch_that_have_a_graph_each_end_at_the_largest() -> None:
     batch = next(knob for knob in space("throughput", GPU, []).knobs if knob.name == "batch")
     assert batch.alternatives["batch 16"]["execution.0.batching.buckets"] == [1, 2, 4, 8, 16]
+
+
+def test_what_the_shipped_profiles_have_is_among_the_sizes_tried() -> None:
+    batch = next(knob for knob in space("throughput", FACTS, []).knobs if knob.name == "batch")
+    of_shipped = {dict(leaves(one.data))["execution.0.batching.max_batch_size"] for one in baselines("throughput", FACTS.provider)}
+    assert {f"batch {size}" for size in of_shipped | {6}} <= set(batch.alternatives)
+
+
+def test_light_is_to_be_beaten_for_throughput_where_it_has_an_execution() -> None:
+    assert [one.shipped for one in baselines("throughput", "CPUExecutionProvider")] == ["throughput", "default", "light"]
+    assert [one.shipped for one in baselines("throughput", "CUDAExecutionProvider")] == ["throughput", "default"]
+    assert [one.shipped for one in baselines("latency", "CPUExecutionProvider")] == ["latency", "default"]
+    assert all(names[0] == objective for objective, names in BASELINES.items())
 
 
 def test_the_precisions_tried_are_those_of_the_package() -> None:

@@ -1,4 +1,4 @@
-"""The peer to beat: the same model and the same decoding behind BentoML's own adaptive batching, `@bentoml.api(batchable=True)`."""
+"""The peer to beat: the same model and the same pixels behind BentoML's own adaptive batching, `@bentoml.api(batchable=True)`."""
 
 from __future__ import annotations
 
