@@ -5,9 +5,10 @@ locust --host http://localhost:3000 --headless -u 32 -r 32 -t 30s --max-p99-ms 5
 locust ... --shape ramp -u 64 --html report.html        # shapes: constant, ramp, spike; -u users at most
 locust ... --rate 200 -t 60s                            # open loop: 200 requests a second arrive, whatever the answers do
 locust ... --pictures my/folder --tags classify         # tags: classify, detect, embed, classify_text, openai, batch, raw, models, health
+locust ... --tags v2 metrics --exclude-tags json        # only where they are named: v2 (json, binary), metrics, more of models, health
 
-The service is asked which models it has; the endpoints of their tasks are called, and no others. Where several models have the same
-task, each is asked in turn.
+The service is asked which models it has; the endpoints of their tasks are called, and no others but those of `--tags`. Where several
+models have the same task, each is asked in turn.
 """
 
 from __future__ import annotations
@@ -25,15 +26,17 @@ import gevent
 from locust import FastHttpUser, events, tag, task
 from locust.env import Environment
 from locust.exception import StopUser
+from locust.runners import MasterRunner
 
-from loadtest import options, shapes, thresholds
-from loadtest.arrivals import Arrivals
+from loadtest import options, shapes, tensors
+from loadtest.arrivals import Arrivals, stop_workers
+from loadtest.judge import Judge
 from loadtest.payloads import from_anywhere, read_pictures, read_texts
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 events.init_command_line_parser.add_listener(options.add)
-events.quitting.add_listener(thresholds.judge)
+Judge(events)
 
 
 def of(*tasks: str) -> Callable[[Method], Method]:
@@ -44,6 +47,12 @@ def of(*tasks: str) -> Callable[[Method], Method]:
         return method
 
     return mark
+
+
+def by_tag(method: Method) -> Method:
+    """Marks what is sent only where `--tags` names it: a run without it is of the endpoints that people call."""
+    method.by_tag = True  # type: ignore[attr-defined]
+    return method
 
 
 @events.init.add_listener
@@ -60,8 +69,9 @@ def prepare(environment: Environment, **_: Any) -> None:
     """Learn the models and their tasks, and read what is sent once, before the first user starts."""
     given = environment.parsed_options
     try:
-        with urllib.request.urlopen(f"{environment.host}/models", timeout=30) as answer:
-            environment.models = names_by_task(json.load(answer)["models"])  # type: ignore[attr-defined]
+        environment.models = names_by_task(ask(environment, "/models")["models"])  # type: ignore[attr-defined]
+        inferred = {"v2", "json", "binary"} & set(given.tags or ())
+        environment.rows = rows_by_name(environment) if inferred else {}  # type: ignore[attr-defined]
         environment.pictures = read_pictures(Path(given.pictures))  # type: ignore[attr-defined]
         environment.texts = read_texts(given.texts)  # type: ignore[attr-defined]
         open_loop = options.number(given.rate) is not None
@@ -70,15 +80,25 @@ def prepare(environment: Environment, **_: Any) -> None:
         environment.process_exit_code = 2
         print(f"error: {error}")
         if environment.runner is not None:
-            environment.runner.quit()
+            gevent.spawn(environment.runner.quit)  # it ends the greenlet that this is: from here it would end itself and no more
 
 
 @events.test_stopping.add_listener
 def finish(environment: Environment, **_: Any) -> None:
     """Wait for what the open loop has under way."""
-    if (arrivals := getattr(environment, "arrivals", None)) is not None:
+    if (arrivals := getattr(environment, "arrivals", None)) is None:
+        return
+    if isinstance(environment.runner, MasterRunner):
+        stop_workers(environment.runner)
+    else:
         arrivals.end()
         print(f"open loop: {arrivals.most_under_way} requests were under way at most")
+
+
+def ask(environment: Environment, path: str) -> Any:
+    """The JSON that the service answers there."""
+    with urllib.request.urlopen(f"{environment.host}{path}", timeout=30) as answer:
+        return json.load(answer)
 
 
 def names_by_task(models: list[dict[str, str]]) -> Mapping[str, list[str]]:
@@ -87,6 +107,13 @@ def names_by_task(models: list[dict[str, str]]) -> Mapping[str, list[str]]:
     for model in models:
         found.setdefault(model["task"], []).append(model["name"])
     return found
+
+
+def rows_by_name(environment: Environment) -> Mapping[str, tuple[tensors.Request, tensors.Request]]:
+    """name -> a row for that model as `/v2` takes it, in JSON and in bytes."""
+    names = [name for names in environment.models.values() for name in names]  # type: ignore[attr-defined]
+    inputs = {name: ask(environment, f"/v2/models/{quote(name)}")["inputs"] for name in names}
+    return {name: (tensors.as_json(of_one), tensors.as_bytes(of_one)) for name, of_one in inputs.items()}
 
 
 class Caller(FastHttpUser):
@@ -98,43 +125,50 @@ class Caller(FastHttpUser):
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         self.arrivals: Arrivals | None = None
-        self.due = time.perf_counter()
+        self.due_s, self.sends = 0.0, False
 
     def wait_time(self) -> float:
         """Seconds to the next request."""
         if self.arrivals is None:
             think_time_s: float = self.environment.parsed_options.think_time_s
             return think_time_s
-        self.due += self.arrivals.gap_s()
-        return max(0.0, self.due - time.perf_counter())
+        self.due_s, self.sends = self.arrivals.following(self.due_s)
+        return max(0.0, self.due_s - self.arrivals.now_s())
 
     def on_start(self) -> None:
         """Keep what these models answer; begin at a random picture and text, so that users do not march in step."""
         models = getattr(self.environment, "models", None)
         if models is None:
             raise StopUser
-        calls = [call for call in type(self).tasks if not hasattr(call, "of_tasks") or set(call.of_tasks) & models.keys()]
+        calls = [call for call in type(self).tasks if self._wanted(call, models)]
         if not calls:
             raise StopUser
         self.models = {of_task: from_anywhere(names) for of_task, names in models.items()}
+        self.names = from_anywhere([name for names in models.values() for name in names])
         self.pictures = from_anywhere(self.environment.pictures)
         self.texts = from_anywhere(self.environment.texts)
         self.tasks = calls
         self.arrivals = self.environment.arrivals
         if self.arrivals is not None:
             self.calls, self.tasks = calls, [Caller.arrive]
+            self.due_s = self.arrivals.now_s()
             time.sleep(self.wait_time())  # the first one comes at random as well; gevent's sleep, as locust has patched it
 
     def arrive(self) -> None:
-        """One request of the open loop."""
-        if self.arrivals is not None:
-            self.arrivals.send(self._another, lambda _: random.choice(self.calls))
+        """One request of the open loop, where one is due."""
+        if self.arrivals is not None and self.sends:
+            self.arrivals.send(self.due_s, self._another, lambda _: random.choice(self.calls))
 
     def _another(self) -> Caller:
         """A caller of the open loop, with a connection of its own."""
         caller = type(self)(self.environment)
-        caller.models, caller.pictures, caller.texts = self.models, self.pictures, self.texts
+        caller.models, caller.names, caller.pictures, caller.texts = self.models, self.names, self.pictures, self.texts
         return caller
+
+    def _wanted(self, call: Any, models: Mapping[str, list[str]]) -> bool:
+        """Whether a model answers it, and of what is sent by tag only whether there are tags: locust has left out what they do not name."""
+        answered = not hasattr(call, "of_tasks") or bool(set(call.of_tasks) & models.keys())
+        return answered and (not hasattr(call, "by_tag") or bool(self.environment.parsed_options.tags))
 
     @tag("classify")
     @of("image-classification")
@@ -208,11 +242,74 @@ class Caller(FastHttpUser):
         """The served models."""
         self.client.get("/models")
 
+    @tag("models")
+    @by_tag
+    @task(1)
+    def describe_model(self) -> None:
+        """All that is known of one model."""
+        self.client.get(f"/models/{quote(next(self.names))}", name="/models/{name}")
+
     @tag("health")
     @task(1)
     def ready(self) -> None:
         """Readiness, as an orchestrator asks."""
         self.client.get("/readyz")
+
+    @tag("health")
+    @by_tag
+    @task(1)
+    def alive(self) -> None:
+        """Liveness, as an orchestrator asks."""
+        self.client.get("/livez")
+
+    @tag("metrics")
+    @by_tag
+    @task(1)
+    def metrics(self) -> None:
+        """What Prometheus reads."""
+        self.client.get("/metrics")
+
+    @tag("v2", "json")
+    @by_tag
+    @task(20)
+    def infer(self) -> None:
+        """One row of a model as JSON. Of a large picture it is more than `limits.max_json_bytes`: --exclude-tags json."""
+        self._infer(0, "/v2/models/{name}/infer")
+
+    @tag("v2", "binary")
+    @by_tag
+    @task(20)
+    def infer_binary(self) -> None:
+        """One row of a model as bytes."""
+        self._infer(1, "/v2/models/{name}/infer (binary)")
+
+    @tag("v2", "models")
+    @by_tag
+    @task(1)
+    def v2_server(self) -> None:
+        """What the protocol says of the server."""
+        self.client.get("/v2")
+
+    @tag("v2", "models")
+    @by_tag
+    @task(1)
+    def v2_model(self) -> None:
+        """What the protocol says of one model."""
+        self.client.get(f"/v2/models/{quote(next(self.names))}", name="/v2/models/{name}")
+
+    @tag("v2", "health")
+    @by_tag
+    @task(1)
+    def v2_ready(self) -> None:
+        """Readiness, as a client of the protocol asks."""
+        self.client.get("/v2/health/ready")
+
+    @tag("v2", "health")
+    @by_tag
+    @task(1)
+    def v2_alive(self) -> None:
+        """Liveness, as a client of the protocol asks."""
+        self.client.get("/v2/health/live")
 
     def _picture_batch(self, path: str, of_task: str) -> None:
         """An error for one of the pictures counts as a failure."""
@@ -220,6 +317,11 @@ class Caller(FastHttpUser):
         with self.client.post(path + self._query(of_task), files=files, name=path, catch_response=True) as response:
             if response.status_code == 200 and any("error" in result for result in response.json()["results"]):
                 response.failure("one of the pictures was refused")
+
+    def _infer(self, how: int, name: str) -> None:
+        of_model = next(self.names)
+        body, headers = self.environment.rows[of_model][how]
+        self.client.post(f"/v2/models/{quote(of_model)}/infer", data=body, headers=headers, name=name)
 
     def _some_texts(self) -> list[str]:
         return [next(self.texts) for _ in range(self.environment.parsed_options.batch)]

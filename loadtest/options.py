@@ -26,7 +26,9 @@ def add(parser: LocustArgumentParser) -> None:
         "--rate", type=float, default=None, help="open loop: requests arrive at random (Poisson), so many a second, whatever the answers do"
     )
     parser.add_argument("--answer-within-s", type=float, default=10.0, help="open loop: what is not answered so long after the end failed")
-    parser.add_argument("--max-p99-ms", type=float, default=None, help="exit with status 1 where the 99th percentile is above")
+    parser.add_argument(
+        "--max-p99-ms", type=float, default=None, help="exit with status 1 where the 99th percentile of the successful requests is above"
+    )
     parser.add_argument("--max-error-rate", type=float, default=None, help="exit with status 1 where more than this share fails, 0 to 1")
     parser.add_argument("--min-rps", type=float, default=None, help="exit with status 1 where fewer requests a second are answered")
 

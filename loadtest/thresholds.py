@@ -1,31 +1,41 @@
-"""The thresholds, which set the exit status."""
+"""The thresholds: what a run came to, and which of them it missed."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from locust.env import Environment
-
-from loadtest.options import number
+from dataclasses import dataclass
 
 
-def judge(environment: Environment, **_: Any) -> None:
-    """Set the exit status by the thresholds, and say which one was missed."""
-    options, total = environment.parsed_options, environment.stats.total
-    if options is None or environment.process_exit_code:
-        return
-    p99_ms = total.get_response_time_percentile(0.99) or 0
-    max_p99_ms, max_error_rate, min_rps = number(options.max_p99_ms), number(options.max_error_rate), number(options.min_rps)
-    limits = (
-        ("p99 is %.0f ms, above %.0f", p99_ms, max_p99_ms, p99_ms > (max_p99_ms or 0)),
-        ("%.4f of the requests failed, more than %.4f", total.fail_ratio, max_error_rate, total.fail_ratio > (max_error_rate or 0)),
-        ("%.1f requests a second, fewer than %.1f", total.total_rps, min_rps, total.total_rps < (min_rps or 0)),
-    )
-    missed = [text % (value, limit) for text, value, limit, exceeded in limits if limit is not None and exceeded]
-    asked = any(limit is not None for _, _, limit, _ in limits)
-    if asked and not total.num_requests:
-        missed.append("no request was sent")
-    for line in missed:
-        print(f"threshold missed: {line}")
-    if asked:
-        environment.process_exit_code = 1 if missed else 0
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What is asked of a run; None is nothing."""
+
+    max_p99_ms: float | None = None
+    max_error_rate: float | None = None
+    min_rps: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What it came to."""
+
+    requests: int
+    failures: int
+    lasted_s: float
+    p99_ms: float  # of the successful requests
+
+
+def missed(limits: Limits, run: Run) -> list[str]:
+    """A line for each limit that was missed: for all of them where no request succeeded, for then there is nothing to judge by."""
+    succeeded = run.requests - run.failures
+    if not succeeded:
+        asked = {name: limit for name, limit in vars(limits).items() if limit is not None}
+        return [f"{name} is {limit:g}, but none of {run.requests} requests succeeded" for name, limit in asked.items()]
+    error_rate, rps = run.failures / run.requests, succeeded / run.lasted_s
+    lines = []
+    if limits.max_p99_ms is not None and run.p99_ms > limits.max_p99_ms:
+        lines.append(f"p99 is {run.p99_ms:.1f} ms, above {limits.max_p99_ms:g}")
+    if limits.max_error_rate is not None and error_rate > limits.max_error_rate:
+        lines.append(f"{error_rate:.4f} of the requests failed, more than {limits.max_error_rate:g}")
+    if limits.min_rps is not None and rps < limits.min_rps:
+        lines.append(f"{rps:.1f} answered requests a second, fewer than {limits.min_rps:g}")
+    return lines

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import signal
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tests.packages import add_package, write_profile
-from tests.serving import ROOT, Server, free_port
+from tests.serving import ROOT, Server, free_port, until
 
 pytestmark = pytest.mark.e2e
 
@@ -36,9 +39,17 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-def locust(server: Server, *options: str, load: tuple[str, ...] = ("-u", "4", "-r", "4", "-t", "3s")) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "locust", "--host", server.base_url, "--headless", *load, *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+LOAD = ("-u", "4", "-r", "4", "-t", "3s")
+
+
+def command(url: str, *options: str) -> list[str]:
+    return [sys.executable, "-m", "locust", "--host", url, *options]
+
+
+def locust(server: Server | str, *options: str, load: tuple[str, ...] = LOAD) -> subprocess.CompletedProcess[str]:
+    url = server if isinstance(server, str) else server.base_url
+    called = command(url, "--headless", *load, *options)
+    return subprocess.run(called, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
 def sent(result: subprocess.CompletedProcess[str], report: Path) -> dict[str, int]:
@@ -65,11 +76,19 @@ def test_a_missed_threshold_ends_with_1_and_says_which(server: Server, option: s
     assert said in result.stdout + result.stderr
 
 
-def test_failed_requests_are_more_than_an_error_rate_of_0(server: Server, tmp_path: Path) -> None:
+def test_a_run_without_a_success_misses_every_threshold(server: Server, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    result = locust(server, "--pictures", str(tmp_path), "--max-error-rate", "0", "--tags", "classify", "batch")
+    lenient = ("--max-error-rate", "1", "--max-p99-ms", "60000", "--min-rps", "0.001")
+    result = locust(server, "--pictures", str(tmp_path), *lenient, "--tags", "classify", "batch")
     assert result.returncode == 1
-    assert "of the requests failed" in result.stdout + result.stderr
+    for threshold in ("max_error_rate is 1", "max_p99_ms is 60000", "min_rps is 0.001"):
+        assert f"threshold missed: {threshold}, but none of" in result.stdout
+
+
+def test_a_service_that_is_not_there_fails_the_run() -> None:
+    result = locust(f"http://127.0.0.1:{free_port()}", "--max-p99-ms", "500", load=("-u", "2"))  # by itself, at once
+    assert result.returncode == 2
+    assert "error: " in result.stdout
 
 
 def test_a_folder_without_pictures_is_said_at_once(server: Server, tmp_path: Path) -> None:
@@ -79,26 +98,26 @@ def test_a_folder_without_pictures_is_said_at_once(server: Server, tmp_path: Pat
 
 
 class ManyModels(BaseHTTPRequestHandler):
-    """Two classifiers of pictures, two embedders, one classifier of texts; writes down what was asked of them."""
+    """Two classifiers of pictures, a detector, two embedders, one classifier of texts; writes down what was asked of them."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # or a body waits until its head is acknowledged: a hundred requests in 3 s, not thousands
     asked: set[tuple[str, str | None]]  # (path with its query, field `model` of the JSON)
-    tasks = (("cats", "image-classification"), ("dogs", "image-classification"), ("small", "feature-extraction"),
-             ("large", "feature-extraction"), ("mood", "text-classification"))  # fmt: skip
+    tasks = (("cats", "image-classification"), ("dogs", "image-classification"), ("finder", "object-detection"),
+             ("small", "feature-extraction"), ("large", "feature-extraction"), ("mood", "text-classification"))  # fmt: skip
 
     def do_GET(self) -> None:
-        self._answer({"models": [{"name": name, "task": task} for name, task in self.tasks]})
+        self.answer({"models": [{"name": name, "task": task} for name, task in self.tasks]})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         model = json.loads(body).get("model") if self.headers["Content-Type"] == "application/json" else None
         self.asked.add((self.path, model))
-        self._answer({"results": []})
+        self.answer({"results": []})
 
-    def _answer(self, value: object) -> None:
+    def answer(self, value: object, status: int = 200) -> None:
         body = json.dumps(value).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -107,26 +126,118 @@ class ManyModels(BaseHTTPRequestHandler):
         pass
 
 
+class Faulty(ManyModels):
+    """Fails every second picture sent as a whole body, and answers batches with what is no answer to them."""
+
+    turns = itertools.count()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer({}, 500 if "top_k" in self.path and next(self.turns) % 2 else 200)
+
+
+class Slow(ManyModels):
+    """Answers after a second and a half; writes down every request."""
+
+    taken: list[str]
+
+    def do_POST(self) -> None:
+        self.taken.append(self.path)
+        time.sleep(1.5)  # what is slow here
+        super().do_POST()
+
+
+class Stub(ThreadingHTTPServer):
+    """Takes many connections at once: one that the backlog has no room for is tried again a second later."""
+
+    request_queue_size = 128
+
+
+@contextmanager
+def stub(handler: type[ManyModels]) -> Iterator[str]:
+    """Its address."""
+    with Stub(("127.0.0.1", 0), handler) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{serving.server_port}"
+        finally:
+            serving.shutdown()
+
+
 def test_every_model_of_the_service_is_asked_and_named_where_there_is_a_choice() -> None:
     ManyModels.asked = set()
-    with ThreadingHTTPServer(("127.0.0.1", 0), ManyModels) as stub:
-        threading.Thread(target=stub.serve_forever, daemon=True).start()
-        command = [sys.executable, "-m", "locust", "--host", f"http://127.0.0.1:{stub.server_port}", "--headless", "-u", "2", "-t", "3s"]
-        result = subprocess.run([*command, "--max-error-rate", "0"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-        stub.shutdown()
+    with stub(ManyModels) as url:
+        result = locust(url, "--max-error-rate", "0", load=("-u", "2", "-t", "3s"))
     assert result.returncode == 0, result.stdout + result.stderr
     assert {("/classify?model=cats", None), ("/classify?model=dogs", None), ("/classify?top_k=1&model=dogs", None)} <= ManyModels.asked
     assert {("/classify_batch?model=cats", None), ("/embed", "small"), ("/embed", "large"), ("/v1/embeddings", "large")} <= ManyModels.asked
     assert ("/classify_text", None) in ManyModels.asked
     assert {path.partition("?")[0] for path, _ in ManyModels.asked} == {
-        *("/classify", "/classify_batch", "/embed", "/v1/embeddings", "/classify_text"),
+        *("/classify", "/classify_batch", "/detect", "/detect_batch", "/embed", "/v1/embeddings", "/classify_text"),
     }
+
+
+@pytest.mark.parametrize(
+    ("tag", "threshold", "said"),
+    [
+        ("raw", ("--max-p99-ms", "60000"), "500"),  # failed requests, of which this threshold says nothing
+        ("batch", ("--max-error-rate", "0"), "KeyError"),  # an exception in the load test itself is no failed request
+    ],
+)
+def test_thresholds_that_were_kept_excuse_nothing_else(tag: str, threshold: tuple[str, str], said: str) -> None:
+    with stub(Faulty) as url:
+        result = locust(url, *threshold, "--tags", tag, load=("-u", "2", "-r", "2", "-t", "2s"))
+    assert result.returncode == 1
+    assert "threshold missed" not in result.stdout
+    assert said in result.stdout + result.stderr
+
+
+def test_what_is_beside_the_tasks_is_asked_by_tag(server: Server, tmp_path: Path) -> None:
+    report = ("--json-file", str(tmp_path / "report"))
+    result = locust(server, "--max-error-rate", "0", "--tags", "v2", "models", "metrics", "health", *report)
+    assert sent(result, tmp_path / "report.json").keys() == {
+        *("/models", "/models/{name}", "/readyz", "/livez", "/metrics", "/v2", "/v2/health/live", "/v2/health/ready"),
+        *("/v2/models/{name}", "/v2/models/{name}/infer", "/v2/models/{name}/infer (binary)"),
+    }
+
+
+def test_the_master_alone_judges_by_the_requests_of_every_worker_to_the_last(tmp_path: Path) -> None:
+    port, report = str(free_port()), tmp_path / "report.json"
+    Slow.asked, Slow.taken = set(), []
+    workers = ("--processes", "2", "--master-bind-port", port, "--master-port", port, "--json-file", str(report.with_suffix("")))
+    thresholds = ("--max-p99-ms", "1400", "--min-rps", "1000000", "--max-error-rate", "0")
+    with stub(Slow) as url:
+        result = locust(url, *workers, *thresholds, "--rate", "20", "--tags", "raw", load=("-u", "2", "-r", "2", "-t", "2s"))
+    assert result.returncode == 1
+    missed = [line for line in result.stdout.splitlines() if line.startswith("threshold missed: ")]
+    assert len(missed) == 2
+    assert "p99 is" in missed[0]
+    assert "requests a second, fewer than" in missed[1]
+    assert sum(entry["num_requests"] for entry in json.loads(report.read_text())) == len(Slow.taken) > 0
+
+
+def test_the_time_of_an_open_loop_counts_from_when_a_request_was_due(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    ManyModels.asked = set()
+    with stub(ManyModels) as url:
+        options = ("--headless", "--rate", "10", "-t", "4s", "--tags", "raw", "--json-file", str(report.with_suffix("")))
+        process = subprocess.Popen(command(url, *options), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            until(lambda: bool(ManyModels.asked))
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(2.5)  # the client stands still, as a busy one would: its requests go out late
+            process.send_signal(signal.SIGCONT)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+    late = sum(count for entry in json.loads(report.read_text()) for ms, count in entry["response_times"].items() if float(ms) > 1000)
+    assert late > 2  # 15 on average; counted from the sending it is the one under way, if any
 
 
 def test_the_web_page_comes_up(server: Server) -> None:
     port = free_port()
-    command = [sys.executable, "-m", "locust", "--host", server.base_url, "--web-port", str(port), "--web-host", "127.0.0.1"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    page_at = ("--web-port", str(port), "--web-host", "127.0.0.1")
+    process = subprocess.Popen(command(server.base_url, *page_at), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         page = ""
         for _ in range(300):
@@ -185,7 +296,7 @@ def test_a_spike_comes_and_goes(server: Server) -> None:
 
 
 def test_a_shape_ends_with_the_run_time_and_misses_a_threshold_as_any_other(server: Server) -> None:
-    result = locust(server, "--shape", "ramp", "--rate", "30", "--min-rps", "1000000", load=("-t", "3s"))
+    result = locust(server, "--shape", "ramp", "--ramp-s", "3", "--rate", "30", "--min-rps", "1000000", load=("-t", "3s"))
     assert result.returncode == 1
     assert "requests a second, fewer than" in result.stdout
     assert "open loop: " in result.stdout
