@@ -68,7 +68,7 @@ bench-quick: $(VENV)/.setup ## throughput over bare session.run, start-up and me
 	$(BIN)/python -m benchmarks.publish
 
 .PHONY: bench-techniques
-bench-techniques: $(VENV)/.setup ## what each technique gains, on and off in turns, in some ten minutes on an idle machine
+bench-techniques: $(VENV)/.setup ## what each technique gains, on and off in turns, in a quarter of an hour on an idle machine
 	$(BIN)/python -m benchmarks.techniques
 	$(BIN)/python -m benchmarks.publish
 

@@ -42,9 +42,9 @@ def int8_profile() -> Path:
     return INT8
 
 
-def served_here(env: Mapping[str, str]) -> Served:
-    """This service, to be entered."""
-    return Served([*BENTOML, ".", *ON_PORT], ready="/readyz", home=HOME, env=env, cwd=ROOT)
+def served_here(env: Mapping[str, str], folder: Path = ROOT) -> Served:
+    """This service, to be entered; from another copy of it, where `folder` is one."""
+    return Served([*BENTOML, ".", *ON_PORT], ready="/readyz", home=HOME, env=env, cwd=folder)
 
 
 def multipart(body: bytes) -> bytes:

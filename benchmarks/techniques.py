@@ -1,4 +1,4 @@
-"""`make bench-techniques`: what single techniques gain: a profile over the same with one thing changed, in turns, round by round.
+"""`make bench-techniques`: what single techniques gain: a profile over the same with one thing changed, both up, in turns, round by round.
 
 Writes `benchmarks/results/techniques.json` and `techniques.md`.
 """
@@ -6,6 +6,7 @@ Writes `benchmarks/results/techniques.json` and `techniques.md`.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +23,12 @@ from benchmarks.plan import Case
 from benchmarks.systems import BY_NAME, served_here
 from ortserve.cpus import available_cpus
 from ortserve.profile_file import SHIPPED
+from tests.serving import ROOT
 
 
 @dataclass(frozen=True)
 class Technique:
-    """`without` is laid over the profile, `execution` over its CPU part; `env` over the environment: all three take it away."""
+    """`without` is laid over the profile, `execution` over its CPU part, `env` over the environment: that, or `compiled`, takes it away."""
 
     name: str
     shown: str
@@ -36,6 +38,7 @@ class Technique:
     execution: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     profile: str = "default"
+    compiled: bool = True  # False: what the service is where there was no compiler
 
 
 HIDING = {"PYTHONPATH": str(PEERS / "without")}
@@ -60,6 +63,9 @@ TECHNIQUES = (
         32,
         env=HIDING | {"WITHOUT": "os.eventfd"},  # without which there are none
     ),
+    Technique(
+        "compiled", "of a JPEG the crop decoded and resized by C of this project's own, over Pillow's", "near_empty", 32, compiled=False
+    ),
     Technique("batches", "batches, over one by one", "near_empty", 32, execution={"batching": {"max_batch_size": 1}}),
     Technique("batches_resnet50", "the same", "resnet50", 32, execution={"batching": {"max_batch_size": 1}}),
     Technique("in_flight", "two batches in flight, over one", "resnet50", 32, execution={"batching": {"max_in_flight": 1}}),
@@ -77,20 +83,27 @@ TECHNIQUES = (
 SHOWN_CASES = {"near_empty": "near-empty model", "resnet50": "`resnet50`"}
 
 
-def main(rounds: int = 2, seconds: float = 4.0) -> None:
+def main(rounds: int = 5, seconds: float = 3.0) -> None:
     """Measure and write. SECONDS is the time of each measurement."""
     for technique in TECHNIQUES:
         measure.asked_of(technique.case, BY_NAME["default"])
     idle = wait_until_idle()
     rates: dict[str, dict[str, ByRound]] = {one.name: {"with": {}, "without": {}} for one in TECHNIQUES}
     graph: dict[str, list[float]] = {}
+    for number, one in enumerate(TECHNIQUES, 1):
+        console.print(f"{number} of {len(TECHNIQUES)}: {one.name}")
+        asked = measure.asked_of(one.case, BY_NAME["default"])
+        model = {"ORTSERVE_MODEL": asked.model.name}
+        without = {**model, **one.env, "ORTSERVE_PROFILE": str(changed(one))}
+        # Both are up, and in turns one or the other comes first: neither what the machine does meanwhile nor the order counts.
+        with served_here({**model, "ORTSERVE_PROFILE": one.profile}) as its, served_here(without, ROOT if one.compiled else plain()) as other:
+            ways = {"with": its, "without": other}
+            for turn in range(rounds):
+                for way in reversed(ways) if turn % 2 else ways:
+                    point = measure.loaded(ways[way], asked.files, one.callers, seconds, seed=turn)
+                    rates[one.name][way][turn] = point["requests_per_s"]
     for turn in range(rounds):
-        for one in TECHNIQUES:
-            console.print(f"round {turn + 1} of {rounds}: {one.name}")
-            ways = {"with": {"ORTSERVE_PROFILE": one.profile}, "without": {**one.env, "ORTSERVE_PROFILE": str(changed(one))}}
-            # One beside the other, and in turns which comes first: neither what the machine does meanwhile nor the order counts.
-            for way in reversed(ways) if turn % 2 else ways:
-                rates[one.name][way][turn] = _rate(one.case, one.callers, seconds, ways[way])
+        console.print(f"graphs: round {turn + 1} of {rounds}")
         for name, value in graphs.gains(seconds).items():
             graph.setdefault(name, []).append(value)
     gains = {one.name: summary(ratios(rates[one.name]["with"], rates[one.name]["without"])) for one in TECHNIQUES}
@@ -137,10 +150,14 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _rate(case: Case, callers: int, seconds: float, env: Mapping[str, str]) -> float:
-    asked = measure.asked_of(case, BY_NAME["default"])
-    with served_here({"ORTSERVE_MODEL": asked.model.name, **env}) as served:
-        return float(measure.loaded(served, asked.files, callers, seconds)["requests_per_s"])
+def plain() -> Path:
+    """A copy of the service in which nothing was compiled."""
+    folder = WORK / "uncompiled"
+    shutil.rmtree(folder, ignore_errors=True)
+    for part in ("ortserve", "profiles"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copy(ROOT / "service.py", folder)
+    return folder
 
 
 def _lay(over: dict[str, Any], changes: Mapping[str, Any]) -> None:

@@ -21,7 +21,6 @@ from ortserve.tune.results import Contender
 from ortserve.tune.space import Facts, space
 from ortserve.tune.trial import Setup, Trials, turns
 from ortserve.tune.written import profile_text
-from tests.serving import ROOT
 
 FACTS = Facts("image-classification", "CPUExecutionProvider", ("fp32", "int8"), 32, ragged=False, cpus=4)
 HEADING = {"model": "digits", "objective": "throughput", "p99 limit": None}
@@ -165,11 +164,6 @@ def test_the_rounds_fit_with_what_is_around_their_loops_and_are_short_rather_tha
     assert turns(69, around_s=4, shortest_s=5, most=5) == (4, 6.625)
     assert turns(1000, around_s=4, shortest_s=5, most=5) == (5, 40)  # longer brings no more
     assert turns(13, around_s=4, shortest_s=5, most=5) == (0, 5)
-
-
-def test_the_example_is_what_the_tool_wrote() -> None:
-    page = (ROOT / "docs" / "TUNING.md").read_text(encoding="utf-8")
-    assert f"```text\n{(ROOT / 'docs' / 'tuning' / 'output.txt').read_text(encoding='utf-8')}```\n" in page
 
 
 def test_the_csv_has_every_trial_with_its_settings_or_its_reason(tmp_path: Path) -> None:
