@@ -30,6 +30,7 @@ from benchmarks.plan import (
     takes,
     whole_grid,
 )
+from benchmarks.process import DidNotStart
 from benchmarks.state import State
 from benchmarks.systems import BY_NAME, SYSTEMS, kserve_binary, kserve_json, top_class
 from ortserve import profile_file
@@ -174,6 +175,25 @@ def test_a_load_is_measured_between_its_bare_runs_and_kept_where_one_fails(
     figures = Figures(state.points)
     assert figures.of("resnet50", "default", "closed 8", "requests_per_s") == {0: 18.0}
     assert figures.bare_beside("resnet50", "default", "closed 8", "rows_per_s") == ({} if failing else {0: 20.0})
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_a_system_that_does_not_start_has_a_second_chance(fails: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[int] = []
+
+    def served(*_: object) -> None:
+        starts.append(len(starts) + 1)
+        if len(starts) <= fails:
+            raise DidNotStart(f"did not start: the handshake of start {len(starts)} was refused")
+
+    monkeypatch.setattr(measure, "_served", served)
+    plan, state = complete(minutes=50, rounds=3), State(tmp_path / "s.jsonl", SETTINGS)
+    session = Session(0, "resnet50", "pytriton", "closed")
+    measure.run(session, plan, state, lambda _: None)
+    assert len(starts) == 2
+    said = state.of(session.key).get("start", {}).get("reason")
+    assert said == (None if fails == 1 else "did not start: the handshake of start 2 was refused")
+    assert "over" in state.of(session.key)
 
 
 def test_what_targets_divide_by_a_bare_run_has_one_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
