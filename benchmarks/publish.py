@@ -6,7 +6,16 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/DEPLOY.md", "docs/DESIGN.md", "docs/KUBERNETES.md", "docs/PERFORMANCE.md", "docs/PROTOCOL.md", "docs/TUNING.md", "docs/WATCH.md")
+PAGES = (
+    "README.md",
+    "docs/DEPLOY.md",
+    "docs/DESIGN.md",
+    "docs/KUBERNETES.md",
+    "docs/PERFORMANCE.md",
+    "docs/PROTOCOL.md",
+    "docs/TUNING.md",
+    "docs/WATCH.md",
+)
 RESULTS = (ROOT / "benchmarks" / "results", ROOT / "deploy" / "results", ROOT / "docs" / "tuning")
 _BLOCK = re.compile(r"(<!-- (?P<name>[a-z0-9_]+\.md): written by [^>]*-->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.figures import Figures
@@ -18,7 +18,7 @@ CASES = {
 }
 
 
-ONCE = "\\* In one case at least measured in the first round alone: not near the best there."
+ONCE = "\\* Of one model at least in the first round alone: not near the best there, or compared by no target."
 README = ("default", "light", "int8", "pytorch", "ort_tuned2", "litserve", "mosec", "pytriton", "batchable2")
 
 
@@ -50,8 +50,8 @@ def shortest(result: dict[str, Any], figures: Figures) -> str:
             _median(figures.of("near_empty", name, "closed 32", "server_cpu_s_per_request"), 1000),
         ]
         if any(cell != "-" for cell in cells):
-            lines.append(f"| {_shown(result, figures, name)} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", ONCE]) + "\n"
+            lines.append(f"| {_shown(figures, name, ('resnet50', 'near_empty'))} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", ONCE, ""]) + "\n"
 
 
 def short(result: dict[str, Any], figures: Figures) -> str:
@@ -77,7 +77,7 @@ def short(result: dict[str, Any], figures: Figures) -> str:
             p99 = figures.of(case, system.name, f"closed {at}", "p99_ms")
             cpu = figures.of(case, system.name, f"closed {at}", "server_cpu_s_per_request")
             cells = [*(_median(rate) for rate in rates), _median(p99), _median(cpu, 1000)]
-            lines.append(f"| {_shown(result, figures, system.name)} | {' | '.join(cells)} |")
+            lines.append(f"| {_shown(figures, system.name, (case,))} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", ONCE]) + "\n"
 
 
@@ -86,10 +86,14 @@ def _headline(result: dict[str, Any]) -> str:
     return headline(result, f" (near-empty model: {max(SHORTEST_S, result['seconds_each'] * WEIGHTS['near_empty']):.1f} s)")
 
 
-def _shown(result: dict[str, Any], figures: Figures, name: str) -> str:
-    """The system, marked where a table's figures of it are not medians of all rounds."""
-    rounds = [len(found) for case in CASES if (found := figures.of(case, name, "closed 32", "requests_per_s"))]
-    return BY_NAME[name].shown + ("" if rounds and min(rounds) == result["rounds"] else " *")
+def _shown(figures: Figures, name: str, cases: Sequence[str]) -> str:
+    """The system, marked where in one of the cases others were measured in more rounds."""
+
+    def rounds(case: str, system: str) -> int:
+        return len(figures.of(case, system, "closed 8", "requests_per_s"))
+
+    fewer = any(0 < rounds(case, name) < max(rounds(case, system.name) for system in SYSTEMS) for case in cases)
+    return BY_NAME[name].shown + (" *" if fewer else "")
 
 
 def _one(figures: Figures, case: str, part: str, load: str) -> Iterator[str]:

@@ -96,7 +96,10 @@ def main(rounds: int = 5, seconds: float = 3.0) -> None:
         model = {"ORTSERVE_MODEL": asked.model.name}
         without = {**model, **one.env, "ORTSERVE_PROFILE": str(changed(one))}
         # Both are up, and in turns one or the other comes first: neither what the machine does meanwhile nor the order counts.
-        with served_here({**model, "ORTSERVE_PROFILE": one.profile}) as its, served_here(without, ROOT if one.compiled else plain()) as other:
+        with (
+            served_here({**model, "ORTSERVE_PROFILE": one.profile}) as its,
+            served_here(without, ROOT if one.compiled else plain()) as other,
+        ):
             ways = {"with": its, "without": other}
             for turn in range(rounds):
                 for way in reversed(ways) if turn % 2 else ways:
