@@ -99,7 +99,7 @@ def write(result: dict[str, Any], folder: Path, stem: str) -> None:
     (folder / f"{stem}.md").write_text(tables.full(result, figures), encoding="utf-8")
     if stem == "bench":
         (folder / "bench_short.md").write_text(tables.short(result, figures), encoding="utf-8")
-        (folder / "bench_readme.md").write_text(tables.shortest(result, figures) + targets.met(found), encoding="utf-8")
+        (folder / "bench_readme.md").write_text(tables.shortest(result, figures, targets.met(found)), encoding="utf-8")
         (folder / "targets.md").write_text(targets.table(found), encoding="utf-8")
     plots.draw(figures, folder, stem)
     print(tables.short(result, figures), targets.table(found), sep="\n")

@@ -18,8 +18,8 @@ CASES = {
 }
 
 
-ONCE = "\\* Of one model at least in the first round alone: not near the best there, or compared by no target."
-README = ("default", "light", "int8", "pytorch", "ort_tuned2", "litserve", "mosec", "pytriton", "batchable2")
+ONCE = "\\* of one model at least in the first round alone: not near the best there, or compared by no target."
+README = ("default", "light", "int8", "pytorch", "ort_tuned2", "litserve", "pytriton", "batchable2")
 
 
 def full(result: dict[str, Any], figures: Figures) -> str:
@@ -31,10 +31,10 @@ def full(result: dict[str, Any], figures: Figures) -> str:
     return "\n".join(lines) + "\n"
 
 
-def shortest(result: dict[str, Any], figures: Figures) -> str:
-    """One row for each of the well-known: what a README has room for."""
+def shortest(result: dict[str, Any], figures: Figures, met: str) -> str:
+    """One row for each of the well-known: what a README has room for. `met` says how many targets are."""
     lines = [
-        f"{_headline(result)}. Requests per second, and what the server's CPUs work for one:",
+        f"{_headline(result)}; {ONCE} {met} Requests per second, and what the server's CPUs work for one:",
         "",
         "| | `resnet50`, 8 callers | 32 | p99 ms at 32 | near-empty model, 8 callers | 32 | CPU ms/request |",
         "|---|---|---|---|---|---|---|",
@@ -51,7 +51,7 @@ def shortest(result: dict[str, Any], figures: Figures) -> str:
         ]
         if any(cell != "-" for cell in cells):
             lines.append(f"| {_shown(figures, name, ('resnet50', 'near_empty'))} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", ONCE, ""]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def short(result: dict[str, Any], figures: Figures) -> str:

@@ -81,7 +81,7 @@ def table(found: Sequence[Target]) -> str:
 def met(found: Sequence[Target]) -> str:
     """How many are, in one sentence."""
     beyond = sum(target.met is False and not target.within_reach for target in found)
-    return f"{sum(target.met is True for target in found)} of {len(found)} targets met; {beyond} of the others out of reach here.\n"
+    return f"{sum(target.met is True for target in found)} of {len(found)} targets met; {beyond} of the others out of reach here."
 
 
 LIMITS = """The limit on this machine is the same ratio, of the same rounds, for a server that costs nothing: for `resnet50` the best bare
