@@ -183,6 +183,19 @@ def _fastapi(name: str, shown: str, backend: str, *arguments: str, app: str = "a
     )
 
 
+def _bentoml(name: str, shown: str, app: str, **env: str) -> System:
+    folder = PEERS / app.rpartition(":")[2].lower()
+    return System(
+        name=name,
+        shown=shown,
+        kind="peer",
+        command=(*BENTOML, app, *ON_PORT),
+        folder=folder,
+        ready="/readyz",
+        env={**UNTRACED, **env},
+    )
+
+
 SYSTEMS: tuple[System, ...] = (
     System(
         name="nothing",
@@ -260,33 +273,9 @@ SYSTEMS: tuple[System, ...] = (
         request=kserve_binary,
         batch=lambda pictures: kserve_binary(*pictures),
     ),
-    System(
-        name="batchable",
-        shown="BentoML `batchable=True`",
-        kind="peer",
-        command=(*BENTOML, "service:Batchable", *ON_PORT),
-        folder=PEERS / "batchable",
-        ready="/readyz",
-        env=UNTRACED,
-    ),
-    System(
-        name="batchable2",
-        shown="BentoML `batchable=True`, 2 workers",
-        kind="peer",
-        command=(*BENTOML, "service:Batchable", *ON_PORT),
-        folder=PEERS / "batchable",
-        ready="/readyz",
-        env={**UNTRACED, "WORKERS": "2", "THREADS": "1"},
-    ),
-    System(
-        name="split",
-        shown="BentoML split by `bentoml.depends`",
-        kind="peer",
-        command=(*BENTOML, "service:Split", *ON_PORT),
-        folder=PEERS / "split",
-        ready="/readyz",
-        env=UNTRACED,
-    ),
+    _bentoml("batchable", "BentoML `batchable=True`", "service:Batchable"),
+    _bentoml("batchable2", "BentoML `batchable=True`, 2 workers", "service:Batchable", WORKERS="2", THREADS="1"),
+    _bentoml("split", "BentoML split by `bentoml.depends`", "service:Split"),
 )
 EMPTY = System(
     name="empty",
