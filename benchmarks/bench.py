@@ -21,7 +21,6 @@ from benchmarks import client, measure, plots, tables, targets
 from benchmarks.contenders import PEERS, contenders, in_every_round
 from benchmarks.figures import Figures, ranked
 from benchmarks.machine import heading, machine, wait_until_idle
-from benchmarks.places import PEERS as PEER_FILES
 from benchmarks.places import RESULTS, WORK, console
 from benchmarks.plan import COUNTED_PEERS, Case, Plan, Session, complete, smallest, takes, whole_grid
 from benchmarks.state import State
@@ -30,6 +29,10 @@ from tests.serving import ROOT
 
 Which = Literal["bench", "full", "smallest"]
 BEST_PEERS = 2  # beside ours under open loop
+SOURCES = (
+    *("service.py", "ortserve/**/*.py", "ortserve/native/**/*.[ch]", "profiles/*.yaml", "benchmarks/*.py", "benchmarks/client.c"),
+    *("benchmarks/nets/*.py", "benchmarks/peers/**/*.py", "benchmarks/peers/**/*.txt", "benchmarks/peers/**/*.json"),
+)
 
 
 def main(
@@ -135,11 +138,8 @@ def settings(plan: Plan) -> dict[str, Any]:
 
 def _sources() -> str:
     """A digest of what is measured and of what measures: a run does not go on with other code, profiles or peers than it began with."""
-    here = ROOT / "benchmarks"
-    folders = ((ROOT / "ortserve", "**/*.py"), (ROOT / "profiles", "*.yaml"), (PEER_FILES, "**/*.*"), (here, "*.py"), (here, "*.c"))
-    files = [file for folder, pattern in folders for file in folder.glob(pattern)]
     digest = hashlib.sha256()
-    for file in sorted(file for file in files if file.is_file() and "__pycache__" not in file.parts):
+    for file in sorted(file for pattern in SOURCES for file in ROOT.glob(pattern)):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from benchmarks.figures import ByRound, Figures
 from benchmarks.systems import SYSTEMS
@@ -35,5 +35,5 @@ def _first(figures: Figures, case: str, load: str, figure: str) -> dict[str, flo
 
 def _least(values: Mapping[str, float], rates: Mapping[str, float]) -> set[str]:
     """The name with the least, of those that answered."""
-    answered: Iterable[str] = [name for name in values if rates.get(name, 0) > 0]
-    return {min(answered, key=lambda name: values[name])} if answered else set()
+    answered = {name: value for name, value in values.items() if rates.get(name, 0) > 0}
+    return {min(answered, key=answered.__getitem__)} if answered else set()

@@ -166,8 +166,7 @@ class Plan:
                 if case in ("resnet50", "near_empty"):
                     sessions.append(Session(turn, case, "bare", "bare"))
                 for system in self.systems:
-                    goes_on = system.name in contenders.get(case, ()) or (case, system.name) in COUNTED
-                    if takes(system, case) and (self.even or (turn == 0 and shown(system, case)) or (goes_on and counted(system, case))):
+                    if takes(system, case) and self._has_turn(turn, system, case, contenders.get(case, ())):
                         sessions.append(Session(turn, case, system.name, "closed", loads))
         return sessions
 
@@ -236,6 +235,14 @@ class Plan:
         every = (24 if self.grid else 7) * len(wanted) if session.round == 0 else 0
         whole = BARE_BEST * len(wanted) + (BARE_DECODING if "fp32" in wanted else 0)
         return every * (compared + BARE_OPEN_S) + whole * (window + BARE_OPEN_S)
+
+    def _has_turn(self, turn: int, system: System, case: Case, contenders: Sequence[str]) -> bool:
+        """Whether a round of closed loops measures the system: the first one whatever is shown, the others what a target compares."""
+        if self.even:
+            return True
+        if turn == 0:
+            return shown(system, case)
+        return bool(counted(system, case)) and (system.name in contenders or (case, system.name) in COUNTED)
 
     def _only_shown(self, case: Case) -> bool:
         return not self.even and case in SHOWN
