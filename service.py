@@ -44,7 +44,7 @@ Classes = Annotated[str | None, Field(description="Only these classes: labels or
 @bentoml.service(
     name="model_service",
     service_class=OrtService,
-    workers=profile.workers,
+    workers=profile.worker_count,
     resources=resources(profile) if profile.placement == "in_process" else {},  # else the devices are the runners'
 )
 class ModelService:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from ortserve.cpus import available_cpus
 from ortserve.execution import Execution, Section
 
 
@@ -104,7 +105,8 @@ class Profile(Section):
     name: str = ""  # set by profile_file.load: the shipped name or the file's stem; shown, never branched on
     description: str
     placement: Literal["in_process", "separate"] = "in_process"
-    workers: int = Field(default=1, ge=1, le=256)  # API processes; placement separate has one more, the runner
+    # API processes; placement separate has one more, the runner. auto: one for every two CPUs this process may use
+    workers: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = 1
     execution: tuple[Execution, ...] = Field(min_length=1)  # tried in order; the first whose provider the session confirms
     models: tuple[Served, ...] = ()  # served together; (): those that ORTSERVE_MODEL names
     images: Images = Images()
@@ -114,6 +116,11 @@ class Profile(Section):
     metrics: MetricsPort = MetricsPort()
     tracing: Tracing = Tracing()
     stopping: Stopping = Stopping()
+
+    @property
+    def worker_count(self) -> int:
+        """API processes here. With `auto` two CPUs have one: its interpreter has work for one of them, its C threads for the other."""
+        return max(1, available_cpus() // 2) if self.workers == "auto" else self.workers
 
     @property
     def p99_target_ms(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -51,7 +51,7 @@ def _explain(error: ValidationError) -> str:
     """The first fault of a profile in one line: the key, what is wrong, and the nearest valid key where one was mistyped."""
     faults = error.errors(include_url=False)
     fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])  # a mistyped key is also one that is missing
-    location = ".".join(str(part) for part in fault["loc"])
+    location = _location(fault["loc"])
     if fault["type"] == "extra_forbidden":
         section = _section_at(fault["loc"][:-1])
         known = sorted(section.model_fields)
@@ -60,16 +60,34 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key {location!r}: {hint}"
     if fault["type"] == "missing":
         return f"key {location!r} is missing"
-    return f"{location}: {fault['msg']}, got {fault['input']!r}" if location else str(fault["msg"])
+    # A value that may be one thing or another has a fault for each.
+    said = " or ".join(dict.fromkeys(str(other["msg"]) for other in faults if _location(other["loc"]) == location))
+    return f"{location}: {said}, got {fault['input']!r}" if location else said
+
+
+def _location(loc: tuple[int | str, ...]) -> str:
+    """The key as the file has it: without what pydantic adds, behind a value, of the type it was tried as."""
+    annotation: Any = Profile
+    for at, part in enumerate(loc):
+        if isinstance(part, int) or get_origin(annotation) is dict:
+            annotation = annotation if isinstance(part, int) else None
+        elif (section := _section_of(annotation)) is not None:
+            field = section.model_fields.get(part)
+            annotation = field.annotation if field else None
+        else:
+            return ".".join(map(str, loc[:at]))
+    return ".".join(map(str, loc))
 
 
 def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
     """The section class a location inside a profile belongs to."""
     section: type[BaseModel] = Profile
     for part in location:
-        if isinstance(part, int):
-            continue
-        annotation: Any = section.model_fields[part].annotation
-        candidates = [annotation, *get_args(annotation)]
-        section = next(item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel))
+        if isinstance(part, str):
+            section = _section_of(section.model_fields[part].annotation) or section
     return section
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    candidates = [annotation, *get_args(annotation)]
+    return next((item for item in candidates if isinstance(item, type) and issubclass(item, BaseModel)), None)

@@ -77,7 +77,7 @@ class OrtService(PackagedService):
     @property
     def worker_count(self) -> int:
         """As many as the profile says."""
-        return self.profile.workers
+        return self.profile.worker_count
 
     def begin(self) -> None:
         """As every service; and the runner's socket is one that this machine can make."""

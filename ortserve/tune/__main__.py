@@ -107,7 +107,8 @@ def tune(
     console.print(table(contenders, best))
     if best.candidate.shipped and (others := [one.candidate.label for one in contenders if not one.candidate.shipped]):
         console.print(
-            f"A shipped profile stays: {others[0]} is not ahead of it in every round, of {results.FEWEST_ROUNDS} at least.", highlight=False
+            f"{best.candidate.label} it is: {others[0]} is not ahead of it in every round, of {results.FEWEST_ROUNDS} at least.",
+            highlight=False,
         )
     refused = [trial for trial in made if trial.figures is None]
     console.print(f"{len(made)} trials of {len({trial.id for trial in made})} ways of running, {len(refused)} dropped with a reason.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 from ortserve.tune.candidate import Candidate, Data
 from ortserve.tune.journal import Journal
@@ -69,12 +70,17 @@ def longest(made: Sequence[Trial]) -> list[Trial]:
 
 
 def winner(contenders: Sequence[Contender], goal: Goal) -> Contender:
-    """The best by its medians. One that is not shipped must be ahead of the best shipped profile in every round as well, since a lead that
-    one round turns is no larger than chance; or keep the limits where the shipped one does not."""
-    best, *rest = sorted(contenders, key=lambda contender: goal.rank(contender.middle))
-    ours = next((one for one in rest if one.candidate.shipped), None)
-    if best.candidate.shipped or ours is None or (goal.kept(best.middle) and not goal.kept(ours.middle)):
-        return best
-    pairs = list(zip(best.rounds, ours.rounds, strict=True))
-    ahead = len(pairs) >= FEWEST_ROUNDS and all(goal.rank(one) < goal.rank(other) for one, other in pairs)
-    return best if ahead else ours
+    """The objective's own profile, unless another is ahead of it in every round, since a lead that one round turns is no larger than chance;
+    or keeps the limits where it does not. So of the other shipped profiles, the best first; and then of what the search found."""
+
+    def order(one: Contender) -> tuple[bool, bool, tuple[bool, float]]:
+        return one.candidate.shipped != goal.objective, not one.candidate.shipped, goal.rank(one.middle)
+
+    return reduce(lambda champion, other: other if _ahead(other, champion, goal) else champion, sorted(contenders, key=order))
+
+
+def _ahead(one: Contender, other: Contender, goal: Goal) -> bool:
+    if goal.kept(one.middle) and not goal.kept(other.middle):
+        return True
+    pairs = list(zip(one.rounds, other.rounds, strict=True))
+    return len(pairs) >= FEWEST_ROUNDS and all(goal.rank(its) < goal.rank(others) for its, others in pairs)

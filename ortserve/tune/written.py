@@ -21,7 +21,7 @@ def profile_text(best: Contender, contenders: Sequence[Contender], made: Sequenc
     head = [
         *about,
         "",
-        f"In turns, medians of {len(best.rounds)} rounds; a shipped profile stays unless another is ahead of it in every one:",
+        f"In turns, medians of {len(best.rounds)} rounds; {goal.objective}'s own profile stays unless another is ahead of it in every one:",
         *(f"  {one.candidate.label}: {one.middle.text()}{'  <- this profile' if one is best else ''}" for one in contenders),
         "",
         "Beside each key: what the best trial with each of its values did. The others were left as they are shipped.",

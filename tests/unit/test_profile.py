@@ -35,14 +35,21 @@ def test_a_profile_is_frozen(tmp_path: Path) -> None:
         profile.limits.max_image_bytes = 1  # type: ignore[misc]
 
 
+@pytest.mark.parametrize(("cpus", "workers"), [(1, 1), (2, 1), (3, 1), (4, 2), (16, 8)])
+def test_auto_is_a_worker_for_every_two_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: int, workers: int) -> None:
+    monkeypatch.setattr("ortserve.profile.available_cpus", lambda: cpus)
+    assert load(write(tmp_path, MINIMAL + "workers: auto\n")).worker_count == workers
+    assert load(write(tmp_path, MINIMAL + "workers: 3\n")).worker_count == 3
+
+
 @pytest.mark.parametrize(
     ("addition", "message"),
     [
         ("worker: 2\n", r"mine\.yaml: unknown key 'worker': did you mean 'workers'\?"),
         ("limits: {max_image_byte: 1}\n", r"unknown key 'limits\.max_image_byte': did you mean 'max_image_bytes'\?"),
         ("images: {zzz: 1}\n", r"unknown key 'images\.zzz': expected one of decode_threads, decoder"),
-        ("workers: many\n", r"workers: .*got 'many'"),
-        ("workers: 0\n", r"workers: .*greater than or equal to 1, got 0"),
+        ("workers: many\n", r": workers: .*valid integer.* or .*'auto', got 'many'"),
+        ("workers: 0\n", r": workers: .*greater than or equal to 1 or .*'auto', got 0"),
         ("limits: {request_timeout_ms: 0}\n", r"limits\.request_timeout_ms: .*greater than 0"),
         ("metrics: {port: 70000}\n", r"metrics\.port: .*less than or equal to 65535, got 70000"),
         ("metrics: {host: localhost}\n", r"metrics\.host: .*does not appear to be an IPv4 or IPv6 address, got 'localhost'"),
@@ -63,6 +70,7 @@ def test_a_fault_names_the_file_the_key_and_the_remedy(tmp_path: Path, addition:
         ("{provider: CPUExecutionProvider, batching: {buckets: [4, 2], max_batch_size: 4}}", "rising sizes"),
         ("{provider: CPUExecutionProvider, batching: {buckets: [1, 2], max_batch_size: 4}}", r"must be max_batch_size \(4\)"),
         ("{provider: CPUExecutionProvider, batching: {max_batch_size: 8, max_queue_size: 4}}", "must hold at least one batch"),
+        ("{provider: CPUExecutionProvider, provider_options: {a: [1]}}", r"execution\.0\.provider_options\.a: .*, got \[1\]"),
         ("{}", r"key 'execution\.0\.provider' is missing"),
     ],
 )

@@ -152,6 +152,22 @@ def test_what_is_not_shipped_must_be_ahead_in_every_round(lead: list[float], cho
     assert results.winner([ours, theirs], Goal("throughput")).candidate.shipped == chosen
 
 
+@pytest.mark.parametrize(("lead", "chosen"), [([1, 1, 1], "default"), ([9, 9, 0], "throughput"), ([9, 9], "throughput")])
+def test_another_shipped_profile_must_be_ahead_of_the_objectives_own_in_every_round(lead: list[float], chosen: str) -> None:
+    base, batch, _ = ways()
+    own = Contender(base, (figures(100),) * len(lead))
+    other = Contender(replace(batch, shipped="default"), tuple(figures(100 + more) for more in lead))
+    assert results.winner([other, own], Goal("throughput")).candidate.shipped == chosen
+
+
+def test_what_was_found_must_be_ahead_of_the_best_shipped_profile() -> None:
+    base, batch, broken = ways()
+    own, found = Contender(base, (figures(100),) * 3), Contender(batch, (figures(101), figures(103), figures(101)))
+    other = Contender(replace(broken, shipped="default"), (figures(102),) * 3)
+    assert results.winner([found, own, other], Goal("throughput")) is other
+    assert results.winner([found, own], Goal("throughput")) is found
+
+
 def test_a_limit_that_only_the_other_keeps_is_worth_more_than_speed() -> None:
     base, batch, _ = ways()
     late = replace(figures(200), p99_ms=60)
