@@ -70,8 +70,10 @@ def longest(made: Sequence[Trial]) -> list[Trial]:
 
 
 def winner(contenders: Sequence[Contender], goal: Goal) -> Contender:
-    """The objective's own profile, unless another is ahead of it in every round, since a lead that one round turns is no larger than chance;
-    or keeps the limits where it does not. So of the other shipped profiles, the best first; and then of what the search found."""
+    """The objective's own profile, unless another is ahead of it in every round: a lead that one round turns is no larger than chance.
+
+    Or unless another keeps the limits where it does not. So of the other shipped profiles, the best first; then of what the search found.
+    """
 
     def order(one: Contender) -> tuple[bool, bool, tuple[bool, float]]:
         return one.candidate.shipped != goal.objective, not one.candidate.shipped, goal.rank(one.middle)
