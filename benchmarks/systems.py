@@ -209,7 +209,7 @@ SYSTEMS: tuple[System, ...] = (
         nets=("near_empty",),
     ),
     _ours("default", "default", "this service, default profile"),
-    _ours("light", "light", "this service, light profile (2 workers)", nets=("near_empty",)),
+    _ours("light", "light", "this service, light profile", nets=("near_empty",)),
     _ours("latency", "latency", "this service, latency profile"),
     _ours("throughput", "throughput", "this service, throughput profile"),
     _ours("int8", str(INT8), "this service, default profile with int8", precision="int8", nets=("resnet50",)),

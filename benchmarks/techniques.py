@@ -82,7 +82,14 @@ TECHNIQUES = (
         execution={"session": {"allow_spinning": False}},
     ),
     Technique("every_cpu", "every CPU on one batch, over one thread", "resnet50", 8, execution={"session": {"intra_op_num_threads": 1}}),
-    Technique("workers", "two workers, over one, in the light profile", "near_empty", 32, without={"workers": 1}, profile="light"),
+    Technique(
+        "workers",
+        "a worker for two CPUs, over one for each, in the light profile",
+        "near_empty",
+        32,
+        without={"workers": available_cpus()},
+        profile="light",
+    ),
 )
 SHOWN_CASES = {"near_empty": "near-empty model", "resnet50": "`resnet50`"}
 

@@ -63,7 +63,8 @@ class Connection(HttpToolsProtocol):
     _in_head = False  # a request's first byte came, the empty line after its headers did not
     _began = False  # a request, in what the socket gave last
     _head_bytes = 0  # received of this head, counted by what the socket gave at once; the first of these is not counted
-    _timer: asyncio.TimerHandle | None = None
+    _due: float | None = None  # by the loop's clock: when what is expected has to be here
+    _watch: asyncio.TimerHandle | None = None  # one for all that is expected: to set and cancel one costs more than looking at a clock
     _refusal: RequestError | None = None
     _dropping = False  # the body of a request that was turned away
     _last = False  # nothing is answered after that body
@@ -72,11 +73,12 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect a head in time."""
         super().connection_made(transport)
-        self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_timed_out)
+        self._expect_soon()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing more is expected."""
-        self._expect_nothing()
+        if self._watch is not None:
+            self._watch.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -103,13 +105,12 @@ class Connection(HttpToolsProtocol):
         """The first byte of a request."""
         super().on_message_begin()
         self._in_head, self._began, self._head_bytes = True, True, 0
-        if self._timer is None:
-            self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_timed_out)
+        if self._due is None:
+            self._expect_soon()
 
     def on_headers_complete(self) -> None:
         """The head is whole: hand the request on, unless it is too large."""
-        self._in_head = False
-        self._expect_nothing()
+        self._in_head, self._due = False, None
         if len(self.url) + sum([len(name) + len(value) for name, value in self.headers]) > MAX_HEAD_BYTES:
             self._refusal = _too_large()
             raise self._refusal  # ends the parsing
@@ -135,8 +136,7 @@ class Connection(HttpToolsProtocol):
         if self._declined is None:
             super().on_message_complete()
         if self._dropping:
-            self._dropping = False
-            self._expect_nothing()
+            self._dropping, self._due = False, None
             if self._last:
                 self.transport.close()
             else:
@@ -158,7 +158,7 @@ class Connection(HttpToolsProtocol):
             return False
         self.cycle = _ANSWERED
         self._dropping, self._last = True, not self.parser.should_keep_alive()
-        self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_timed_out)  # for the rest of the body
+        self._expect_soon()  # the rest of the body
         self._write(*refused, last=self._last)
         return True
 
@@ -188,17 +188,22 @@ class Connection(HttpToolsProtocol):
         if self.cycle is None and not self._in_head:
             self.transport.close()
 
-    def _head_timed_out(self) -> None:
-        self._timer = None
-        if self._in_head:
+    def _expect_soon(self) -> None:
+        self._due = self.loop.time() + HEAD_TIMEOUT_S
+        if self._watch is None:
+            self._watch = self.loop.call_later(HEAD_TIMEOUT_S, self._look)
+
+    def _look(self) -> None:
+        """Whether what is expected is late. Where it is not due yet, look again then; where nothing is expected, no more."""
+        self._watch = None
+        if self._due is None:
+            return
+        if (left_s := self._due - self.loop.time()) > 0:
+            self._watch = self.loop.call_later(left_s, self._look)
+        elif self._in_head:
             self._refuse(RequestTimeout(f"the headers were not complete after {HEAD_TIMEOUT_S:g} s: send them at once"))
         else:
             self.transport.close()
-
-    def _expect_nothing(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def _refuse(self, error: RequestError) -> None:
         """Answer, and close the connection."""

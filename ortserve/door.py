@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Past capacity a queue is full again as soon as a place is free, and refusals are most of what the event loop does. So one for want of room
 # is told to everybody who asks for the same within this share of the time in which the queue drains, and within these seconds.
 STANDS_SHARE = 0.01
-STANDS_S = 0.002
+STANDS_S = 0.005
 
 
 class Gate(Protocol):

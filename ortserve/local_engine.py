@@ -82,10 +82,12 @@ def fitted(manifest: Manifest, execution: Execution) -> Execution:
     return execution.model_copy(update={"batching": cut, "session": session, "provider_options": options, "cuda_graphs": graphs})
 
 
-def open_session(folder: Path, manifest: Manifest, execution: Execution, outputs: Sequence[str]) -> Session:
+def open_session(folder: Path, manifest: Manifest, execution: Execution, outputs: Sequence[str]) -> tuple[Session, Execution]:
     """The session of a package under a `fitted` execution: file checked against its sha256, provider confirmed, warmed at its sizes.
 
-    Where `cuda_graphs: auto` meets a model that cannot be captured, the log says why and it runs without.
+    And the execution it runs under. Where `cuda_graphs: auto` meets a model that cannot be captured, the log says why and it runs without;
+    where `intra_op_num_threads: auto` meets a brief one, it runs in one thread, and its batches leave the event loop a CPU: past capacity
+    that has to keep up with whom it refuses.
     """
     precision = choose_precision(manifest, execution)
     path = manifest.verified_path(folder, precision)
@@ -98,15 +100,18 @@ def open_session(folder: Path, manifest: Manifest, execution: Execution, outputs
         if execution.cuda_graphs == "required":
             raise GraphRefused(f"model {manifest.name}: {error}") from error
         logger.warning("model %s runs without CUDA graphs: %s", manifest.name, error)
-        return _warm(path, manifest, execution.model_copy(update={"cuda_graphs": "off"}), outputs)
+        execution = execution.model_copy(update={"cuda_graphs": "off"})
+        session = _warm(path, manifest, execution, outputs)
     if execution.session.intra_op_num_threads != "auto" or not 1 < session.intra_op_num_threads <= execution.batching.max_in_flight:
-        return session
+        return session, execution
     if not _is_brief(session):
-        return session
+        return session, execution
     del session  # or both would be in memory at once
     logger.info("model %s runs in one thread: a row takes less than %g ms of CPU time", manifest.name, BRIEF_S * 1000)
     alone = execution.session.model_copy(update={"intra_op_num_threads": 1})
-    return _warm(path, manifest, execution.model_copy(update={"session": alone}), outputs)
+    fewer = execution.batching.model_copy(update={"max_in_flight": execution.batching.max_in_flight - 1})
+    execution = execution.model_copy(update={"session": alone, "batching": fewer})
+    return _warm(path, manifest, execution, outputs), execution
 
 
 def _is_brief(session: Session) -> bool:
@@ -193,9 +198,9 @@ class LocalEngine:
         """The engine of the package in `folder`, warm. Raises StartupError where it cannot serve as the profile says."""
         precision = choose_precision(manifest, execution)
         execution = fitted(manifest, execution)
-        batching = execution.batching
         before_bytes = host_memory_bytes()
-        session = open_session(folder, manifest, execution, outputs)
+        session, execution = open_session(folder, manifest, execution, outputs)
+        batching = execution.batching
         _expect_within_limit(manifest, session, execution, before_bytes)
         if observer:
             observer.opened(

@@ -35,12 +35,12 @@ def test_no_more_batches_than_cpus_are_in_flight_on_a_cpu(
 
 
 @pytest.mark.parametrize(
-    ("asked", "brief_s", "flights", "threads"),
-    [("auto", 60.0, 3, 1), ("auto", 0.0, 3, 3), (3, 60.0, 3, 3), ("auto", 60.0, 2, 3)],
-    ids=["brief", "long", "told", "a CPU would idle"],
+    ("asked", "brief_s", "flights", "threads", "at_once"),
+    [("auto", 60.0, 3, 1, 2), ("auto", 60.0, 9, 1, 2), ("auto", 0.0, 3, 3, 3), (3, 60.0, 3, 3, 3), ("auto", 60.0, 2, 3, 2)],
+    ids=["brief", "brief, more than CPUs", "long", "told", "a CPU would idle"],
 )
-def test_a_brief_model_runs_in_one_thread_unless_the_profile_says_how_many(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Literal["auto"] | int, brief_s: float, flights: int, threads: int
+def test_a_brief_model_runs_in_one_thread_and_leaves_a_cpu_unless_the_profile_says_how_many_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: Literal["auto"] | int, brief_s: float, flights: int, threads: int, at_once: int
 ) -> None:
     for module in (providers, local_engine):
         monkeypatch.setattr(module, "available_cpus", lambda: 3)
@@ -49,14 +49,15 @@ def test_a_brief_model_runs_in_one_thread_unless_the_profile_says_how_many(
     manifest = Manifest.read(folder)
     batching, session = Batching(max_in_flight=flights), Session(intra_op_num_threads=asked)
     execution = fitted(manifest, Execution(provider="CPUExecutionProvider", batching=batching, session=session))
-    assert open_session(folder, manifest, execution, ["probabilities"]).intra_op_num_threads == threads
+    opened, under = open_session(folder, manifest, execution, ["probabilities"])
+    assert (opened.intra_op_num_threads, under.batching.max_in_flight) == (threads, at_once)
 
 
 def test_texts_have_every_thread_however_brief_the_shortest_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_engine, "BRIEF_S", 60.0)
     folder = add_package(tmp_path, "colours:1")
     manifest = Manifest.read(folder)
-    session = open_session(folder, manifest, fitted(manifest, Execution(provider="CPUExecutionProvider")), ["probabilities"])
+    session, _ = open_session(folder, manifest, fitted(manifest, Execution(provider="CPUExecutionProvider")), ["probabilities"])
     assert _is_brief(session)
     session.ragged = frozenset({"pixels"})  # as those of a text's model, whose rows have any length
     assert not _is_brief(session)

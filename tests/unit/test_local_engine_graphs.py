@@ -53,7 +53,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_auto_runs_without_where_the_model_cannot_be_captured_and_says_so(
     package: Path, tried: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    session = open_session(package, Manifest.read(package), execution("auto"), ["probabilities"])
+    session, _ = open_session(package, Manifest.read(package), execution("auto"), ["probabilities"])
     assert tried == ["auto", "off"]
     assert session.cuda_graphs == 0
     assert "model colours runs without CUDA graphs: its CUDA graph for a batch of 2 cannot be captured" in caplog.text
