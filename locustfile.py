@@ -26,7 +26,7 @@ import gevent
 from locust import FastHttpUser, events, tag, task
 from locust.env import Environment
 from locust.exception import StopUser
-from locust.runners import MasterRunner
+from locust.runners import MasterRunner, WorkerRunner
 
 from loadtest import options, shapes, tensors
 from loadtest.arrivals import Arrivals, stop_workers
@@ -68,6 +68,8 @@ def lay_out(environment: Environment, web_ui: Any = None, **_: Any) -> None:
 def prepare(environment: Environment, **_: Any) -> None:
     """Learn the models and their tasks, and read what is sent once, before the first user starts."""
     given = environment.parsed_options
+    if not isinstance(environment.runner, WorkerRunner):
+        given.all_users = given.num_users  # its own options locust keeps from its workers, and of the page's form they know no other
     try:
         environment.models = names_by_task(ask(environment, "/models")["models"])  # type: ignore[attr-defined]
         inferred = {"v2", "json", "binary"} & set(given.tags or ())
@@ -273,7 +275,7 @@ class Caller(FastHttpUser):
     @by_tag
     @task(20)
     def infer(self) -> None:
-        """One row of a model as JSON. Of a large picture it is more than `limits.max_json_bytes`: --exclude-tags json."""
+        """One row of a model as JSON. Of a large picture it is more than `limits.max_json_bytes`, FP16 has none: --exclude-tags json."""
         self._infer(0, "/v2/models/{name}/infer")
 
     @tag("v2", "binary")

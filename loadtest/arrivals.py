@@ -58,7 +58,7 @@ class Arrivals:
     def following(self, due_s: float) -> tuple[float, bool]:
         """The moment after `due_s` at which one user may send a request, in seconds since the start, and whether it does."""
         options = self._environment.parsed_options
-        rate_per_s = (number(options.rate) or 0) / max(1, int(number(options.num_users) or 1))
+        rate_per_s = (number(options.rate) or 0) / max(1, int(number(options.all_users) or 1))
         return following(due_s, rate_per_s, lambda elapsed_s: level(options, elapsed_s), self._chance)
 
     def send(self, due_s: float, make: Callable[[], FastHttpUser], choose: Callable[[FastHttpUser], Callable[[Any], None]]) -> None:

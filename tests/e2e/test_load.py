@@ -234,27 +234,52 @@ def test_the_time_of_an_open_loop_counts_from_when_a_request_was_due(tmp_path: P
     assert late > 2  # 15 on average; counted from the sending it is the one under way, if any
 
 
-def test_the_web_page_comes_up(server: Server) -> None:
-    port = free_port()
-    page_at = ("--web-port", str(port), "--web-host", "127.0.0.1")
-    process = subprocess.Popen(command(server.base_url, *page_at), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+@contextmanager
+def web_page(url: str, *options: str) -> Iterator[str]:
+    """The address of a locust's page, which answers."""
+    page = f"http://127.0.0.1:{(port := free_port())}"
+    called = command(url, "--web-port", str(port), "--web-host", "127.0.0.1", *options)
+    process = subprocess.Popen(called, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        page = ""
-        for _ in range(300):
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
-                    page = answer.read().decode()
-                break
-            except OSError:
-                time.sleep(0.1)  # polls a foreign process, which has no event to wait for
-        for option in ("max_p99_ms", "shape", "rate"):
-            assert option in page  # our options are in its form
-        form = b"user_count=5&spawn_rate=5&shape=ramp&ramp_s=30&host=" + server.base_url.encode()
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/swarm", data=form, timeout=10) as answer:
-            assert "using shape class" in json.load(answer)["message"]
+        until(lambda: asked(page) is not None)
+        yield page
     finally:
         process.terminate()
         process.wait(20)
+
+
+def asked(address: str, form: str | None = None) -> str | None:
+    """What is answered there; None where nobody answers."""
+    try:
+        with urllib.request.urlopen(address, data=None if form is None else form.encode(), timeout=10) as answer:
+            return str(answer.read().decode())
+    except OSError:
+        return None
+
+
+def test_the_web_page_comes_up(server: Server) -> None:
+    with web_page(server.base_url) as page:
+        shown = asked(f"{page}/") or ""
+        for option in ("max_p99_ms", "shape", "rate"):
+            assert option in shown  # our options are in its form
+        said = asked(f"{page}/swarm", f"user_count=5&spawn_rate=5&shape=ramp&ramp_s=30&host={server.base_url}")
+        assert "using shape class" in json.loads(said or "{}")["message"]
+
+
+def test_the_rate_of_the_page_is_that_of_all_processes_together() -> None:
+    """Of its users too, whom only the page knows of."""
+    ManyModels.asked = set()
+    port = str(free_port())
+    with (
+        stub(ManyModels) as url,
+        web_page(url, "--processes", "2", "--master-bind-port", port, "--master-port", port, "--tags", "raw") as page,
+    ):
+        until(lambda: len(json.loads(asked(f"{page}/stats/requests") or "{}").get("workers", [])) == 2)
+        assert asked(f"{page}/swarm", f"user_count=10&spawn_rate=10&rate=20&host={url}") is not None
+        time.sleep(6)  # the window in which they are counted
+        found = json.loads(asked(f"{page}/stats/requests") or "{}")["stats"]
+    total = next(entry["num_requests"] for entry in found if entry["name"] == "Aggregated")
+    assert 60 < total < 180  # 20 a second; ten times that where each user takes the rate for its own
 
 
 def test_an_open_loop_sends_at_its_rate_however_slow_the_answers(slow: Server, tmp_path: Path) -> None:
