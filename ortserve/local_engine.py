@@ -102,9 +102,8 @@ def open_session(folder: Path, manifest: Manifest, execution: Execution, outputs
         logger.warning("model %s runs without CUDA graphs: %s", manifest.name, error)
         execution = execution.model_copy(update={"cuda_graphs": "off"})
         session = _warm(path, manifest, execution, outputs)
-    if execution.session.intra_op_num_threads != "auto" or not 1 < session.intra_op_num_threads <= execution.batching.max_in_flight:
-        return session, execution
-    if not _is_brief(session):
+    every_cpu_may_have_a_batch = 1 < session.intra_op_num_threads <= execution.batching.max_in_flight
+    if execution.session.intra_op_num_threads != "auto" or not every_cpu_may_have_a_batch or not _is_brief(session):
         return session, execution
     del session  # or both would be in memory at once
     logger.info("model %s runs in one thread: a row takes less than %g ms of CPU time", manifest.name, BRIEF_S * 1000)

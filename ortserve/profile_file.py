@@ -51,9 +51,8 @@ def _explain(error: ValidationError) -> str:
     """The first fault of a profile in one line: the key, what is wrong, and the nearest valid key where one was mistyped."""
     faults = error.errors(include_url=False)
     fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])  # a mistyped key is also one that is missing
-    location = _location(fault["loc"])
+    location, section = _located(fault["loc"])
     if fault["type"] == "extra_forbidden":
-        section = _section_at(fault["loc"][:-1])
         known = sorted(section.model_fields)
         near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
@@ -61,31 +60,26 @@ def _explain(error: ValidationError) -> str:
     if fault["type"] == "missing":
         return f"key {location!r} is missing"
     # A value that may be one thing or another has a fault for each.
-    said = " or ".join(dict.fromkeys(str(other["msg"]) for other in faults if _location(other["loc"]) == location))
+    said = " or ".join(dict.fromkeys(str(other["msg"]) for other in faults if _located(other["loc"])[0] == location))
     return f"{location}: {said}, got {fault['input']!r}" if location else said
 
 
-def _location(loc: tuple[int | str, ...]) -> str:
-    """The key as the file has it: without what pydantic adds, behind a value, of the type it was tried as."""
-    annotation: Any = Profile
-    for at, part in enumerate(loc):
-        if isinstance(part, int) or get_origin(annotation) is dict:
-            annotation = annotation if isinstance(part, int) else None
-        elif (section := _section_of(annotation)) is not None:
-            field = section.model_fields.get(part)
-            annotation = field.annotation if field else None
-        else:
-            return ".".join(map(str, loc[:at]))
-    return ".".join(map(str, loc))
-
-
-def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
-    """The section class a location inside a profile belongs to."""
+def _located(loc: tuple[int | str, ...]) -> tuple[str, type[BaseModel]]:
+    """The key as the file has it, without the type that pydantic tried its value as; and the section that the key stands in."""
     section: type[BaseModel] = Profile
-    for part in location:
+    within: Any = Profile  # what the next part is a key of
+    keys: list[str] = []
+    for part in loc:
         if isinstance(part, str):
-            section = _section_of(section.model_fields[part].annotation) or section
-    return section
+            if (found := _section_of(within)) is not None:
+                section, field = found, found.model_fields.get(part)
+                within = field.annotation if field else None
+            elif get_origin(within) is dict:
+                within = None
+            else:
+                break
+        keys.append(str(part))
+    return ".".join(keys), section
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
