@@ -9,12 +9,12 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.packages import add_package, write_profile
@@ -241,29 +241,27 @@ def web_page(url: str, *options: str) -> Iterator[str]:
     called = command(url, "--web-port", str(port), "--web-host", "127.0.0.1", *options)
     process = subprocess.Popen(called, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        until(lambda: asked(page) is not None)
+        until(lambda: answers(page))
         yield page
     finally:
         process.terminate()
         process.wait(20)
 
 
-def asked(address: str, form: str | None = None) -> str | None:
-    """What is answered there; None where nobody answers."""
+def answers(page: str) -> bool:
     try:
-        with urllib.request.urlopen(address, data=None if form is None else form.encode(), timeout=10) as answer:
-            return str(answer.read().decode())
-    except OSError:
-        return None
+        return httpx.get(page).is_success
+    except httpx.TransportError:
+        return False
 
 
 def test_the_web_page_comes_up(server: Server) -> None:
     with web_page(server.base_url) as page:
-        shown = asked(f"{page}/") or ""
+        shown = httpx.get(page).text
         for option in ("max_p99_ms", "shape", "rate"):
             assert option in shown  # our options are in its form
-        said = asked(f"{page}/swarm", f"user_count=5&spawn_rate=5&shape=ramp&ramp_s=30&host={server.base_url}")
-        assert "using shape class" in json.loads(said or "{}")["message"]
+        form = {"user_count": 5, "spawn_rate": 5, "shape": "ramp", "ramp_s": 30, "host": server.base_url}
+        assert "using shape class" in httpx.post(f"{page}/swarm", data=form).json()["message"]
 
 
 def test_the_rate_of_the_page_is_that_of_all_processes_together() -> None:
@@ -274,10 +272,11 @@ def test_the_rate_of_the_page_is_that_of_all_processes_together() -> None:
         stub(ManyModels) as url,
         web_page(url, "--processes", "2", "--master-bind-port", port, "--master-port", port, "--tags", "raw") as page,
     ):
-        until(lambda: len(json.loads(asked(f"{page}/stats/requests") or "{}").get("workers", [])) == 2)
-        assert asked(f"{page}/swarm", f"user_count=10&spawn_rate=10&rate=20&host={url}") is not None
+        until(lambda: len(httpx.get(f"{page}/stats/requests").json().get("workers", [])) == 2)
+        form = {"user_count": 10, "spawn_rate": 10, "rate": 20, "host": url}
+        assert httpx.post(f"{page}/swarm", data=form).json()["success"]
         time.sleep(6)  # the window in which they are counted
-        found = json.loads(asked(f"{page}/stats/requests") or "{}")["stats"]
+        found = httpx.get(f"{page}/stats/requests").json()["stats"]
     total = next(entry["num_requests"] for entry in found if entry["name"] == "Aggregated")
     assert 60 < total < 180  # 20 a second; ten times that where each user takes the rate for its own
 
