@@ -88,6 +88,7 @@ class Execution(Section):
     session: Session = Session()
     batching: Batching = Batching()
     text_batching: Batching | None = None  # for models whose rows are texts, of any length; None: as `batching`
+    brief_batching: Batching | None = None  # for others of whose rows a CPU computes one in under a millisecond; None: as `batching`
 
     @field_validator("precision")
     @classmethod
@@ -100,6 +101,8 @@ class Execution(Section):
     def _one_device(self) -> Execution:
         if self.device_ids and self.provider not in GPU_PROVIDERS:
             raise ValueError(f"device_ids: {self.provider} has no GPUs to choose from: leave them out")
+        if self.brief_batching is not None and self.provider in GPU_PROVIDERS:
+            raise ValueError(f"brief_batching: {self.provider} does not compute on a CPU: leave it out")
         if self.device_ids and "device_id" in self.provider_options:
             raise ValueError("device_ids and provider_options.device_id both name the device: give one of them")
         if self.memory_limit_bytes is not None and self.provider == "TensorrtExecutionProvider":

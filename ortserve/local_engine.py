@@ -68,26 +68,37 @@ def fitted(manifest: Manifest, execution: Execution) -> Execution:
     On a CPU no more batches are in flight than there are CPUs: one more would only make the others late. Rows of any length have no end
     of shapes, and ONNX Runtime would keep a memory pattern for each (22 KiB measured, and no faster).
     """
+
+    def cut(batching: Batching) -> Batching:
+        limit = min(batching.max_batch_size, manifest.max_batch)
+        buckets = tuple(sorted({min(size, limit) for size in batching.buckets}))
+        flights = min(batching.max_in_flight, available_cpus()) if execution.provider == "CPUExecutionProvider" else batching.max_in_flight
+        return batching.model_copy(update={"max_batch_size": limit, "buckets": buckets, "max_in_flight": flights})
+
     ragged = any(isinstance(dim, str) for spec in manifest.inputs for dim in spec.shape[1:])
     batching = execution.text_batching if ragged and execution.text_batching is not None else execution.batching
-    limit = min(batching.max_batch_size, manifest.max_batch)
-    buckets = tuple(sorted({min(size, limit) for size in batching.buckets}))
+    brief = None if ragged or execution.brief_batching is None else cut(execution.brief_batching)
     session = execution.session.model_copy(update={"enable_mem_pattern": False}) if ragged else execution.session
-    flights = min(batching.max_in_flight, available_cpus()) if execution.provider == "CPUExecutionProvider" else batching.max_in_flight
-    cut = batching.model_copy(update={"max_batch_size": limit, "buckets": buckets, "max_in_flight": flights})
     options = execution.provider_options
     if execution.memory_limit_bytes is not None and execution.provider in GPU_PROVIDERS:
         options = {**options, "gpu_mem_limit": execution.memory_limit_bytes}  # the device's; the machine's is looked at in LocalEngine.open
     graphs = "off" if ragged else execution.cuda_graphs  # a graph for each number of rows and each length would be no end of them
-    return execution.model_copy(update={"batching": cut, "session": session, "provider_options": options, "cuda_graphs": graphs})
+    return execution.model_copy(
+        update={
+            "batching": cut(batching),
+            "brief_batching": brief,
+            "session": session,
+            "provider_options": options,
+            "cuda_graphs": graphs,
+        }
+    )
 
 
 def open_session(folder: Path, manifest: Manifest, execution: Execution, outputs: Sequence[str]) -> tuple[Session, Execution]:
     """The session of a package under a `fitted` execution: file checked against its sha256, provider confirmed, warmed at its sizes.
 
-    And the execution it runs under. Where `cuda_graphs: auto` meets a model that cannot be captured, the log says why and it runs without;
-    where `intra_op_num_threads: auto` meets a brief one, it runs in one thread, and its batches leave the event loop a CPU: past capacity
-    that has to keep up with whom it refuses.
+    And the execution it runs under: there `brief_batching` stands only where it is what the rows are batched by. Where `cuda_graphs: auto`
+    meets a model that cannot be captured, the log says why and it runs without; a model whose rows cost next to nothing runs `briefly`.
     """
     precision = choose_precision(manifest, execution)
     path = manifest.verified_path(folder, precision)
@@ -102,20 +113,34 @@ def open_session(folder: Path, manifest: Manifest, execution: Execution, outputs
         logger.warning("model %s runs without CUDA graphs: %s", manifest.name, error)
         execution = execution.model_copy(update={"cuda_graphs": "off"})
         session = _warm(path, manifest, execution, outputs)
-    every_cpu_may_have_a_batch = 1 < session.intra_op_num_threads <= execution.batching.max_in_flight
-    if execution.session.intra_op_num_threads != "auto" or not every_cpu_may_have_a_batch or not _is_brief(session):
-        return session, execution
+    brief = briefly(execution, session.intra_op_num_threads)
+    if brief == execution or not _is_brief(session):
+        return session, execution.model_copy(update={"brief_batching": None})
     del session  # or both would be in memory at once
-    logger.info("model %s runs in one thread: a row takes less than %g ms of CPU time", manifest.name, BRIEF_S * 1000)
-    alone = execution.session.model_copy(update={"intra_op_num_threads": 1})
-    fewer = execution.batching.model_copy(update={"max_in_flight": execution.batching.max_in_flight - 1})
-    execution = execution.model_copy(update={"session": alone, "batching": fewer})
-    return _warm(path, manifest, execution, outputs), execution
+    session = _warm(path, manifest, brief, outputs)
+    logger.info(
+        "model %s: a row takes less than %g ms of CPU time: batches of up to %d rows, %d in flight, threads: %d",
+        *(manifest.name, BRIEF_S * 1000, brief.batching.max_batch_size, brief.batching.max_in_flight, session.intra_op_num_threads),
+    )
+    return session, brief
+
+
+def briefly(execution: Execution, threads: int) -> Execution:
+    """The execution of a model whose row takes less than BRIEF_S, which has that many `threads`.
+
+    It is batched as `brief_batching` says. Where `intra_op_num_threads: auto` would give every batch in flight all CPUs it has one, and
+    its batches leave the event loop a CPU: past capacity that has to keep up with whom it refuses.
+    """
+    batching, session = execution.brief_batching or execution.batching, execution.session
+    if session.intra_op_num_threads == "auto" and 1 < threads <= batching.max_in_flight:
+        session = session.model_copy(update={"intra_op_num_threads": 1})
+        batching = batching.model_copy(update={"max_in_flight": batching.max_in_flight - 1})
+    return execution.model_copy(update={"batching": batching, "session": session})
 
 
 def _is_brief(session: Session) -> bool:
-    """Whether a row is computed in less than BRIEF_S of CPU time; never of texts, which have any length."""
-    if session.provider != "CPUExecutionProvider" or session.ragged:
+    """Whether a row is computed in less than BRIEF_S of CPU time; never on a GPU, never of texts, which have any length."""
+    if session.device_id is not None or session.ragged:
         return False
     for _ in range(3):  # the process may have had something else to do
         before_s = time.process_time()
@@ -199,7 +224,7 @@ class LocalEngine:
         execution = fitted(manifest, execution)
         before_bytes = host_memory_bytes()
         session, execution = open_session(folder, manifest, execution, outputs)
-        batching = execution.batching
+        batching, by_text = execution.batching, bool(session.ragged and execution.text_batching)
         _expect_within_limit(manifest, session, execution, before_bytes)
         if observer:
             observer.opened(
@@ -217,6 +242,7 @@ class LocalEngine:
             "precision": precision,
             "sha256": manifest.variants[precision].sha256,
             "batching": batching.model_dump(mode="json"),
+            "batched_by": "brief_batching" if execution.brief_batching else "text_batching" if by_text else "batching",
             "session": {**execution.session.model_dump(mode="json"), "intra_op_num_threads": session.intra_op_num_threads},
             "host_memory_bytes": host_memory_bytes() - before_bytes,
             "memory_limit_bytes": execution.memory_limit_bytes,

@@ -16,6 +16,7 @@ from ortserve.tune.candidate import Candidate, Change, Data, changed
 
 Objective = Literal["throughput", "latency"]
 SESSION = "execution.0.session"
+SECTIONS = ("batching", "text_batching", "brief_batching")
 BASELINES: Mapping[Objective, Sequence[str]] = {"throughput": ("throughput", "default", "light"), "latency": ("latency", "default")}
 ALWAYS = 2  # of them are measured whatever the time; light, for models cheaper than their pictures, where there is some
 
@@ -29,6 +30,7 @@ class Facts:
     precisions: tuple[str, ...]  # those the package holds
     max_batch: int  # the largest batch the package was verified at
     ragged: bool  # rows of any length: texts
+    batched_by: str  # the section of the profile that its rows are batched by
     cpus: int
 
 
@@ -83,7 +85,7 @@ def space(objective: Objective, facts: Facts, providers: Sequence[str]) -> Space
     """The space around the shipped profile of the objective, on the provider it runs on; `providers` are those this machine may try."""
     base = shipped(objective, facts.provider)
     own = base.data["execution"][0]
-    batching = "text_batching" if facts.ragged and own.get("text_batching") else "batching"
+    batching = facts.batched_by
     on_gpu = facts.provider in GPU_PROVIDERS
     knobs = [
         _parallelism(facts.cpus, batching, on_gpu),
@@ -114,14 +116,14 @@ def execution_for(provider: str, data: Mapping[str, Any]) -> Data:
         for execution in profile.get("execution", ()):
             if execution["provider"] == provider:
                 return dict(execution)
-    common = ("precision", "session", "batching", "text_batching")  # the rest belongs to its provider
+    common = ("precision", "session", *SECTIONS)  # the rest belongs to its provider
     return {"provider": provider, **{key: value for key, value in data["execution"][0].items() if key in common}}
 
 
 def roomy(data: Data) -> Data:
     """The data with queues that hold a whole batch at least, which the schema asks for."""
     for execution in data["execution"]:
-        for section in ("batching", "text_batching"):
+        for section in SECTIONS:
             batching = execution.get(section)
             if batching and batching.get("max_batch_size", 1) > batching.get("max_queue_size", 1 << 30):
                 batching["max_queue_size"] = batching["max_batch_size"]

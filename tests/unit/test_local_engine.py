@@ -10,8 +10,9 @@ import pytest
 from ortserve import local_engine, providers
 from ortserve.errors import ModelError, ProviderError
 from ortserve.execution import Batching, Execution, Provider, Session
-from ortserve.local_engine import _is_brief, fitted, open_session
+from ortserve.local_engine import LocalEngine, _is_brief, fitted, open_session
 from ortserve.manifest import Manifest
+from ortserve.profile import Profile
 from tests.packages import add_package
 
 
@@ -51,6 +52,39 @@ def test_a_brief_model_runs_in_one_thread_and_leaves_a_cpu_unless_the_profile_sa
     execution = fitted(manifest, Execution(provider="CPUExecutionProvider", batching=batching, session=session))
     opened, under = open_session(folder, manifest, execution, ["probabilities"])
     assert (opened.intra_op_num_threads, under.batching.max_in_flight) == (threads, at_once)
+
+
+@pytest.mark.parametrize(
+    ("brief_s", "asked", "sizes"),
+    [(60.0, "auto", (2, 1, 1)), (60.0, 2, (2, 2, 2)), (0.0, "auto", (3, 2, 2))],
+    ids=["brief", "told", "long"],
+)
+def test_a_brief_model_is_batched_as_the_profile_says_of_those(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brief_s: float, asked: Literal["auto"] | int, sizes: tuple[int, int, int]
+) -> None:
+    for module in (providers, local_engine):
+        monkeypatch.setattr(module, "available_cpus", lambda: 2)
+    monkeypatch.setattr(local_engine, "BRIEF_S", brief_s)
+    folder = add_package(tmp_path, "colours:1", max_batch=3)
+    profile = Profile.model_validate(
+        {
+            "name": "test",
+            "description": "a test",
+            "execution": [
+                {
+                    "provider": "CPUExecutionProvider",
+                    "session": {"intra_op_num_threads": asked},
+                    "batching": {"max_batch_size": 8, "max_in_flight": 2},
+                    "brief_batching": {"max_batch_size": 2, "max_in_flight": 9, "max_queue_size": 9},
+                }
+            ],
+        }
+    )
+    engine = LocalEngine.open(folder, Manifest.read(folder), outputs=["probabilities"], profile=profile, execution=profile.execution[0])
+    facts = engine.facts()
+    assert (facts["batching"]["max_batch_size"], facts["batching"]["max_in_flight"], facts["session"]["intra_op_num_threads"]) == sizes
+    assert facts["batched_by"] == ("brief_batching" if brief_s else "batching")
+    assert engine.batching.max_queue_size == (9 if brief_s else 256)
 
 
 def test_texts_have_every_thread_however_brief_the_shortest_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,6 +232,10 @@ def test_every_value_of_a_shipped_profile_has_its_reason_beside_it(name: str) ->
         ),
         ("provider: CPUExecutionProvider, cuda_graphs: auto", r"expected off for CPUExecutionProvider"),
         ("provider: CUDAExecutionProvider, cuda_graphs: required", r"expected batching\.buckets"),
+        (
+            "provider: CUDAExecutionProvider, brief_batching: {}",
+            r"brief_batching: CUDAExecutionProvider does not compute on a CPU: leave it",
+        ),
         ("provider: CUDAExecutionProvider, cuda_graphs: maybe", r"cuda_graphs: .*'auto'"),
     ],
 )
