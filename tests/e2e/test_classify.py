@@ -287,6 +287,7 @@ def test_the_facts_are_those_of_the_package(client: httpx.Client, package: dict[
     facts = client.get("/models/digits").json()
     assert (facts["name"], facts["version"], facts["profile"]) == ("digits", "1", "default")
     assert facts["provider"] in ("CPUExecutionProvider", "CUDAExecutionProvider")
+    assert facts["batched_by"] == ("brief_batching" if facts["provider"] == "CPUExecutionProvider" else "batching")
     assert (facts["jpeg_decode"], facts["resize"]) == (jpeg.way().name, resample.way().name)
     assert sum(facts["nodes_by_provider"].values()) >= 1
     assert facts["nodes_by_provider"].get(facts["provider"], 0) >= 1

@@ -216,7 +216,7 @@ def early(digits_home: Path) -> Iterator[Early]:
                 else:
                     answer = httpx.get(server.base_url + path, timeout=60)
                 answers.append((path, answer.status_code))
-            except httpx.TransportError:
+            except httpx.ConnectError:  # and of no other kind: once it listens, whoever asks is answered
                 time.sleep(0.01)  # nobody listens yet
 
     with ThreadPoolExecutor(2) as pool:
