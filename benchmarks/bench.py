@@ -18,11 +18,13 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import client, measure, plots, tables, targets
+from benchmarks.benches import complete, smallest, whole_grid
 from benchmarks.contenders import PEERS, contenders, in_every_round
+from benchmarks.estimate import seconds_of
 from benchmarks.figures import Figures, ranked
 from benchmarks.machine import heading, machine, wait_until_idle
 from benchmarks.places import RESULTS, WORK, console
-from benchmarks.plan import COUNTED_PEERS, Case, Plan, Session, complete, smallest, takes, whole_grid
+from benchmarks.plan import COUNTED_PEERS, Case, Plan, Session, takes
 from benchmarks.state import State
 from benchmarks.systems import INDUCTOR
 from tests.serving import ROOT
@@ -165,7 +167,7 @@ def _run_all(plan: Plan, sessions: Sequence[Session], state: State, title: str) 
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(title, total=plan.estimate_s(left))
+        task = progress.add_task(title, total=seconds_of(plan, left))
         turn = -1
         for session in left:
             if session.round != turn:
@@ -176,7 +178,7 @@ def _run_all(plan: Plan, sessions: Sequence[Session], state: State, title: str) 
                 progress.update(task, description=f"round {session.round + 1}, {session.case}: {what}")
 
             measure.run(session, plan, state, told)
-            progress.advance(task, plan.estimate_s([session]))
+            progress.advance(task, seconds_of(plan, [session]))
             console.print(f"{session.key}: {_said(state, session)}, {time.monotonic() - began:.0f} s")
     return busy
 

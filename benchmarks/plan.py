@@ -1,15 +1,15 @@
-"""What is measured, in which order, and how long it takes: rounds of sessions, each of one system in one case under several loads.
+"""What is measured, in which order and in how long a window: rounds of sessions, each of one system in one case under several loads.
 
 Where the time of `make bench` goes. A ratio of 0.95 is told from one of 0.98 by windows that hold some two hundred answers of resnet50, in
 every round; a row that only fills the table is not. So what a target compares (`counted`) is measured with whole windows, the other loads
 with short ones; in the first round that is everybody, in the others this service and the peers that the first one found near the best
-(`contenders`). `make bench-quick` and `make bench-full` treat all alike.
+(`contenders`). `make bench-quick` and `make bench-full` treat all alike: `benches.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
 
@@ -21,12 +21,6 @@ ALL: tuple[Case, ...] = ("resnet50", "near_empty", "tensor", "classify_batch")  
 CLOSED = (1, 8, 32, 64)
 OPEN = (50, 80, 95, 120, 400)  # per cent of what the same session answered at 32 callers
 CONNECTIONS = 512  # the most an open loop opens: as many as a busy proxy in front keeps
-# Seconds. What a session costs beside its windows, measured on two CPUs: starting, asking, ending.
-SESSION_S = {"resnet50": 6.0, "near_empty": 5.0, "tensor": 6.0, "classify_batch": 6.0, "digits": 5.0}
-WARM_UP_S = 1.0
-TAIL_S = 12.0  # until the last of an overload is answered: the deadline, or the client's patience with a server that has none
-PER_SECOND = {"near_empty": 400.0}  # requests, about: how long 256 callers take to be answered once
-SLOW_PER_SECOND = 20.0  # the same of the other models
 # Of resnet50 a window holds a twentieth of the near-empty model's answers: it gets more of the time.
 WEIGHTS = {"resnet50": 1.0, "near_empty": 0.4, "tensor": 1.0, "classify_batch": 1.0, "digits": 0.5}
 SHORTEST_S = 2.0
@@ -41,9 +35,6 @@ OVERLOAD_ANSWERS = 250  # that a window past capacity should hold, within its bo
 OVERLOAD_S = (4.0, 10.0)  # the shortest and the longest window past capacity
 BARE_SHARE = 0.15  # of a window, for each set-up of a bare run when they are first compared; the best two then get a whole one each
 BARE_BEST = 2
-BARE_DECODING = 3  # set-ups that decode a picture too
-BARE_OPEN_S = 0.5  # a session is opened and warmed up
-BARE_START_S = 1.5  # the process that does
 # What a target divides by a bare run is measured beside one: half a window of it before, half a window after, in the same minute. Machines
 # drift by more than such a target may lose, and within minutes. The value: whether each bare run decodes a picture too.
 OVER_BARE: dict[tuple[Case, str, int], bool] = {
@@ -69,11 +60,6 @@ COUNTED: dict[tuple[Case, str], tuple[int, ...]] = {
 # Of several set-ups of one server one takes tensors: it differs from the others in how it decodes.
 TENSOR = ("default", "latency", "int8", "pytorch", "ort_tuned", "ort_tuned2", "litserve", "mosec", "pytriton")
 SHOWN: dict[Case, tuple[tuple[int, ...], float]] = {"tensor": ((1, 8, 32), 3.0), "classify_batch": ((1, 8), 8.0)}
-# For the estimate of a bench's length: heavy models have many peers near the best, light ones few.
-GUESSED_CONTENDERS: dict[Case, Sequence[str]] = {
-    "resnet50": ("ort", "ort2", "ort_tuned2", "litserve", "mlserver", "pytriton", "batchable2"),
-    "near_empty": ("ort_tuned2", "mosec"),
-}
 COUNTED_PEERS: dict[Case, tuple[int, ...]] = {"resnet50": (8, 32), "near_empty": (8, 32, 64)}
 
 
@@ -199,43 +185,6 @@ class Plan:
         """All of them."""
         return [*self.closed_sessions(range(self.rounds), contenders), *self.memory_sessions(), *self.open_sessions(best)]
 
-    def fitted(self, minutes: float) -> Plan:
-        """The same with windows as long as `minutes` allow, two seconds at least."""
-        guess: dict[Case, Sequence[str]] = dict.fromkeys(self.cases, ("litserve", "mosec"))
-        sessions = self.sessions(guess, GUESSED_CONTENDERS)
-        low, high = SHORTEST_S, max(SHORTEST_S, minutes * 60)
-        for _ in range(40):  # halving: the estimate rises with the window, but not evenly, since windows have bounds
-            middle = (low + high) / 2
-            low, high = (middle, high) if replace(self, seconds=middle).estimate_s(sessions) <= minutes * 60 else (low, middle)
-        return replace(self, seconds=low)
-
-    def estimate_s(self, sessions: Iterable[Session]) -> float:
-        """Seconds that the sessions take."""
-        return sum(self._session_s(session) for session in sessions)
-
-    def _session_s(self, session: Session) -> float:
-        if session.part == "bare":
-            return SESSION_S[session.case] + self._bare_s(session)
-        per_second = PER_SECOND.get(session.case, SLOW_PER_SECOND)
-        whole = SESSION_S[session.case]
-        for load in session.loads:
-            whole += self.load_s(session, load, per_second)
-            if self.bare_beside(session, load) is not None:
-                whole += self.window_s(session.case) + 2 * (BARE_START_S + BARE_OPEN_S)
-            if load.percent is not None and load.percent > 100:
-                whole += filling_s(per_second, load.percent) + TAIL_S
-            else:
-                whole += WARM_UP_S + (load.callers / per_second if load.percent is None and load.callers >= 64 else 0)
-        return whole
-
-    def _bare_s(self, session: Session) -> float:
-        """The first round compares every set-up in every precision; each one then measures the best, and a picture alone."""
-        window, compared = self.window_s(session.case), self.window_s(session.case, BARE_SHARE)
-        wanted = self.bare_precisions(session)
-        every = (24 if self.grid else 7) * len(wanted) if session.round == 0 else 0
-        whole = BARE_BEST * len(wanted) + (BARE_DECODING if "fp32" in wanted else 0)
-        return every * (compared + BARE_OPEN_S) + whole * (window + BARE_OPEN_S)
-
     def _has_turn(self, turn: int, system: System, case: Case, contenders: Sequence[str]) -> bool:
         """Whether a round of closed loops measures the system: the first one whatever is shown, the others what a target compares."""
         if self.even:
@@ -295,58 +244,3 @@ def can_be_empty(system: System) -> bool:
 def precisions(case: Case) -> tuple[str, ...]:
     """Those that bare runs are measured in."""
     return ("fp32", "fp16", "int8") if case == "resnet50" else ("fp32",)
-
-
-def complete(*, minutes: float, rounds: int, systems: Sequence[str] = ()) -> Plan:
-    """`make bench`."""
-    plan = Plan("bench", rounds, min(2, rounds), ALL, systems=_chosen(systems), even=False)
-    return plan.fitted(minutes)
-
-
-def whole_grid(*, seconds: float, rounds: int, systems: Sequence[str] = ()) -> Plan:
-    """`make bench-full`."""
-    return Plan(
-        "full",
-        rounds,
-        rounds,
-        ALL,
-        systems=_chosen(systems),
-        closed=(*CLOSED, 256),
-        highest=None,
-        all_open=True,
-        grid=True,
-        seconds=seconds,
-    )
-
-
-def quick(*, rounds: int, seconds: float) -> Plan:
-    """`make bench-quick`."""
-    systems = (BY_NAME["default"], BY_NAME["batchable"])
-    cases: tuple[Case, ...] = ("resnet50", "near_empty")
-    return Plan(
-        "quick", rounds, 0, cases, systems, closed=(1, 8, 32), open=(), highest=None, judged=False, memory=False, starts=4, seconds=seconds
-    )
-
-
-def smallest(*, seconds: float, system: str) -> Plan:
-    """One system, one case, two loads, and the starts: whether the bench itself works."""
-    return Plan(
-        "smallest",
-        1,
-        1,
-        ("near_empty",),
-        (BY_NAME[system],),
-        closed=(1, 8),
-        open=(50,),
-        highest=None,
-        memory=False,
-        starts=1,
-        patience_s=0,
-        seconds=seconds,
-    )
-
-
-def _chosen(names: Sequence[str]) -> tuple[System, ...]:
-    if unknown := [name for name in names if name not in BY_NAME]:
-        raise ValueError(f"no system {unknown[0]!r}: expected some of {', '.join(system.name for system in SYSTEMS)}")
-    return tuple(system for system in SYSTEMS if not names or system.name in names)

@@ -13,10 +13,10 @@ from typing import Any
 import typer
 
 from benchmarks import bench
+from benchmarks.benches import quick
 from benchmarks.figures import ByRound, Figures, ratios
 from benchmarks.machine import headline, summary
 from benchmarks.places import RESULTS
-from benchmarks.plan import quick
 
 CALLERS = (1, 8, 32)
 NAMES = {"default": "this service, default profile", "batchable": "BentoML `batchable=True`, same graph"}

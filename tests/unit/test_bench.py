@@ -15,21 +15,10 @@ import pytest
 
 from benchmarks import bench, client, measure, targets
 from benchmarks.bare import alone
+from benchmarks.benches import complete, quick, smallest, whole_grid
+from benchmarks.estimate import GUESSED_CONTENDERS, seconds_of
 from benchmarks.figures import Figures
-from benchmarks.plan import (
-    GUESSED_CONTENDERS,
-    LONGEST_FILLING_S,
-    Load,
-    Plan,
-    Session,
-    complete,
-    counted,
-    filling_s,
-    quick,
-    smallest,
-    takes,
-    whole_grid,
-)
+from benchmarks.plan import LONGEST_FILLING_S, Load, Plan, Session, counted, filling_s, takes
 from benchmarks.process import DidNotStart
 from benchmarks.state import State
 from benchmarks.systems import BY_NAME, SYSTEMS, kserve_binary, kserve_json, top_class
@@ -54,7 +43,7 @@ def test_every_session_of_a_plan_is_one_and_has_its_loads(plan: Plan) -> None:
 def test_a_bench_fits_in_its_minutes_and_uses_them() -> None:
     plan = complete(minutes=60, rounds=3)
     best = dict.fromkeys(plan.cases, ("mosec", "litserve"))
-    assert plan.estimate_s(plan.sessions(best, GUESSED_CONTENDERS)) == pytest.approx(60 * 60)
+    assert seconds_of(plan, plan.sessions(best, GUESSED_CONTENDERS)) == pytest.approx(60 * 60)
     assert complete(minutes=90, rounds=3).seconds > plan.seconds
 
 
