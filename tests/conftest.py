@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from tests.devices import why_no_gpu
 from tests.serving import DIGITS, Server, bentoml, build_model
@@ -30,12 +33,25 @@ def bentoml_home(tmp_path: Path) -> Path:
     return home
 
 
+def built_once(tmp_path_factory: pytest.TempPathFactory, name: str, build: Callable[[Path], object]) -> Path:
+    """The folder NAME of this run, filled by `build`: once, however many processes share the tests among them."""
+    run = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        run = run.parent  # each process has a folder of its own in it
+    folder, whole = run / name, run / f"{name}.whole"
+    with FileLock(run / f"{name}.lock"):
+        if not whole.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # another one's, that did not come to its end
+            folder.mkdir()
+            build(folder)
+            whole.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def digits_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BENTOML_HOME whose store holds `digits`, imported from the committed package. For reading: every test of the run shares it."""
-    home = tmp_path_factory.mktemp("digits_home")
-    bentoml(home, "models", "import", str(DIGITS))
-    return home
+    return built_once(tmp_path_factory, "digits_home", lambda home: bentoml(home, "models", "import", str(DIGITS)))
 
 
 @pytest.fixture(scope="session")
@@ -44,11 +60,13 @@ def texts_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Both were built from the command line. For reading: every test of the run shares it.
     """
-    home = tmp_path_factory.mktemp("texts_home")
-    tiny_classifier(home / "mood")
-    build_model(home, f"hf:{minilm()}", "--name", "minilm", "--version", "1", "--precision", "fp32,int8")
-    build_model(home, f"hf:{home / 'mood'}", "--version", "1", "--max-batch", "8")
-    return home
+
+    def build(home: Path) -> None:
+        tiny_classifier(home / "mood")
+        build_model(home, f"hf:{minilm()}", "--name", "minilm", "--version", "1", "--precision", "fp32,int8")
+        build_model(home, f"hf:{home / 'mood'}", "--version", "1", "--max-batch", "8")
+
+    return built_once(tmp_path_factory, "texts_home", build)
 
 
 @pytest.fixture
