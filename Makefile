@@ -8,6 +8,7 @@ PORT ?= 3000
 IMAGE ?= cpu
 BACKEND ?= docker
 PYTEST_ARGS ?=
+TEST_PROCESSES ?= 3# of pytest, a file of tests at a time: they mostly wait for servers to start and end; more made two CPUs no faster
 BENCH_ARGS ?=
 
 VENV := .venv
@@ -47,8 +48,8 @@ fix: $(VENV)/.setup ## repair what ruff can repair, and format
 	$(BIN)/ruff format .
 
 .PHONY: test
-test: $(VENV)/.setup $(VENV)/.openvino $(VENV)/.reference ## every test that needs no GPU (PYTEST_ARGS="-k name")
-	@$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+test: $(VENV)/.setup $(VENV)/.openvino $(VENV)/.reference ## every test that needs no GPU (PYTEST_ARGS="-k name", TEST_PROCESSES=0 for one alone)
+	@$(BIN)/python -m pytest -m "not gpu" -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 .PHONY: reference
 reference: $(VENV)/.reference ## what the tests compare detectors with, a real detector among it, into .venv/reference

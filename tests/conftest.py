@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
 from tests.devices import why_no_gpu
 from tests.serving import DIGITS, Server, bentoml, build_model
@@ -39,7 +39,8 @@ def built_once(tmp_path_factory: pytest.TempPathFactory, name: str, build: Calla
     if "PYTEST_XDIST_WORKER" in os.environ:
         run = run.parent  # each process has a folder of its own in it
     folder, whole = run / name, run / f"{name}.whole"
-    with FileLock(run / f"{name}.lock"):
+    with (run / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not whole.exists():
             shutil.rmtree(folder, ignore_errors=True)  # another one's, that did not come to its end
             folder.mkdir()

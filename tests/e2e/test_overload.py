@@ -18,6 +18,7 @@ from tests.serving import Server, until
 pytestmark = pytest.mark.e2e
 
 NAMES = tuple(COLOURS)
+PNG = {"content-type": "image/png"}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def tight(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
 
 def classify(server: Server, colour: str) -> httpx.Response:
     """The answer to a picture of that colour."""
-    return httpx.post(f"{server.base_url}/classify", content=picture(colour), headers={"content-type": "image/png"}, timeout=120)
+    return httpx.post(f"{server.base_url}/classify", content=picture(colour), headers=PNG, timeout=120)
 
 
 def many(colours: list[str]) -> list[tuple[str, tuple[str, bytes, str]]]:
@@ -112,8 +113,13 @@ def test_a_caller_that_leaves_costs_no_compute(tight: Server) -> None:
 
 def test_a_missed_deadline_answers_504_and_computes_nothing_that_is_late(home: Path, tmp_path: Path) -> None:
     mine = write_profile(tmp_path / "hasty.yaml", batching={"max_batch_size": 1}, limits={"request_timeout_ms": 50})
-    with Server(home, env={"ORTSERVE_PROFILE": mine, "ORTSERVE_MODEL": "slow"}) as server, ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(lambda colour: classify(server, colour), NAMES * 2))
+    pictures = [picture(colour) for colour in NAMES * 2]
+    with (
+        Server(home, env={"ORTSERVE_PROFILE": mine, "ORTSERVE_MODEL": "slow"}) as server,
+        httpx.Client(timeout=120) as client,  # one for all: to make one takes long enough for the first row to be done, and its time known
+        ThreadPoolExecutor(6) as pool,
+    ):
+        answers = list(pool.map(lambda content: client.post(f"{server.base_url}/classify", content=content, headers=PNG), pictures))
         assert {(answer.status_code, answer.json()["error"]["code"]) for answer in answers} == {(504, "deadline_exceeded")}
         until(lambda: value(server, "ortserve_batches_in_flight") == 0)
         assert value(server, "ortserve_refusals_total", reason="deadline_exceeded") == 6
