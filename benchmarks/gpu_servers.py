@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.gpu_place import MODEL, ROOT, WORK, environment
+from tests.serving import free_port
 
 
 @contextmanager
@@ -67,13 +67,6 @@ def answers(port: int) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
-
-
-def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def load(port: int, level: int, pictures: Sequence[str], *, clients: int, seconds: float) -> dict[str, Any]:
