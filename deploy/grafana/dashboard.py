@@ -1,4 +1,4 @@
-"""Writes the Grafana dashboard: `python deploy/grafana/dashboard.py > deploy/grafana/dashboards/ortserve.json`. A test compares.
+"""Writes the Grafana dashboard: `python -m deploy.grafana.dashboard > deploy/grafana/dashboards/ortserve.json`. A test compares.
 
 A screen from top to bottom: is it healthy, how much load, how late and where the time goes, how full the batches, what the GPU does.
 Queries take the recording rules of deploy/prometheus/rules/recording.yaml; `$model` is a variable of the dashboard.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from panels import BLUE, DATASOURCE, GREEN, RED, YELLOW, graph, stat, steps
+from deploy.grafana.panels import BLUE, DATASOURCE, GREEN, RED, YELLOW, graph, stat, steps
 
 WIDTH = 24  # Grafana's grid, in columns
 MODEL = 'model=~"$model"'

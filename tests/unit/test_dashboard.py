@@ -15,7 +15,6 @@ import yaml
 from ortserve.catalogue import CATALOGUE
 from tests.watching import DEPLOY, dashboard_queries, metric_names, recording_rules
 
-SCRIPT = DEPLOY / "grafana" / "dashboard.py"
 TEXT = (DEPLOY / "grafana" / "dashboards" / "ortserve.json").read_text(encoding="utf-8")
 DASHBOARD: dict[str, Any] = json.loads(TEXT)
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
@@ -23,8 +22,10 @@ SHOWN = [panel for panel in PANELS if panel["type"] != "row"]
 
 
 def test_the_dashboard_is_what_its_script_writes() -> None:
-    written = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=True).stdout
-    assert written == TEXT, "run: python deploy/grafana/dashboard.py > deploy/grafana/dashboards/ortserve.json"
+    written = subprocess.run(
+        [sys.executable, "-m", "deploy.grafana.dashboard"], cwd=DEPLOY.parent, capture_output=True, text=True, check=True
+    ).stdout
+    assert written == TEXT, "run: python -m deploy.grafana.dashboard > deploy/grafana/dashboards/ortserve.json"
 
 
 def test_it_asks_what_a_person_on_call_asks_in_that_order() -> None:
