@@ -33,7 +33,7 @@ def test_requests_made_from_the_openapi_document(digits: Server, tmp_path: Path)
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=540,  # patience: two minutes on two CPUs that do nothing else
         check=False,
     )
     assert result.returncode == 0, result.stdout

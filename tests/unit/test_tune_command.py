@@ -48,7 +48,7 @@ class FakeService:
         tensor = {"name": "pixels", "dtype": "uint8", "shape": ["batch", 8, 8, 3]}
         variants = {precision: {"sha256": precision} for precision in ("fp32", "int8")}
         manifest = {"task": "image-classification", "inputs": [tensor], "variants": variants, "max_batch": 8}
-        return {"provider": "CPUExecutionProvider", "manifest": manifest}
+        return {"provider": "CPUExecutionProvider", "batched_by": "batching", "manifest": manifest}
 
     def send(self, _: bytes) -> tuple[int, Any]:
         label = "9" if FakeService.wrong and self.execution["precision"] == ["int8"] else "7"
