@@ -71,6 +71,7 @@ TECHNIQUES = (
         compiled=False,
     ),
     Technique("batches", "batches, over one by one", "near_empty", 32, execution={"brief_batching": {"max_batch_size": 1}}),
+    Technique("batches_resnet50", "the same", "resnet50", 32, execution={"batching": {"max_batch_size": 1}}),
     Technique(
         "brief",
         "batches of a cheap model as large as they come, over three",
@@ -78,7 +79,6 @@ TECHNIQUES = (
         32,
         execution={"brief_batching": {"max_batch_size": 3}},
     ),
-    Technique("batches_resnet50", "the same", "resnet50", 32, execution={"batching": {"max_batch_size": 1}}),
     Technique("in_flight", "two batches in flight, over one", "resnet50", 32, execution={"batching": {"max_in_flight": 1}}),
     Technique("arena", "ONNX Runtime's memory arena, over none", "resnet50", 8, execution={"session": {"enable_cpu_mem_arena": False}}),
     Technique(
