@@ -8,7 +8,7 @@ PORT ?= 3000
 IMAGE ?= cpu
 BACKEND ?= docker
 PYTEST_ARGS ?=
-TEST_PROCESSES ?= 3# of pytest, a file of tests at a time: they mostly wait for servers to start and end; more made two CPUs no faster
+TEST_PROCESSES ?= 3# of pytest, a file of tests at a time: they mostly wait for servers to start and end, and three keep two CPUs busy
 BENCH_ARGS ?=
 
 VENV := .venv
