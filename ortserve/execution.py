@@ -101,8 +101,6 @@ class Execution(Section):
     def _one_device(self) -> Execution:
         if self.device_ids and self.provider not in GPU_PROVIDERS:
             raise ValueError(f"device_ids: {self.provider} has no GPUs to choose from: leave them out")
-        if self.brief_batching is not None and self.provider in GPU_PROVIDERS:
-            raise ValueError(f"brief_batching: {self.provider} does not compute on a CPU: leave it out")
         if self.device_ids and "device_id" in self.provider_options:
             raise ValueError("device_ids and provider_options.device_id both name the device: give one of them")
         if self.memory_limit_bytes is not None and self.provider == "TensorrtExecutionProvider":
@@ -119,6 +117,12 @@ class Execution(Section):
         if made := sorted(value.keys() & MADE_FROM_THE_MODEL):
             raise ValueError(f"{made[0]} is made from the model and its batching: leave it out")
         return value
+
+    @model_validator(mode="after")
+    def _brief_on_a_cpu(self) -> Execution:
+        if self.brief_batching is not None and self.provider in GPU_PROVIDERS:
+            raise ValueError(f"brief_batching: {self.provider} does not compute on a CPU: leave it out")
+        return self
 
     @model_validator(mode="after")
     def _graphs_have_buckets(self) -> Execution:

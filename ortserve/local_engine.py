@@ -65,6 +65,7 @@ def choose_precision(manifest: Manifest, execution: Execution) -> Precision:
 def fitted(manifest: Manifest, execution: Execution) -> Execution:
     """The execution as this model runs under it: the batching of rows like its own, cut to the largest batch it was verified at.
 
+    `text_batching` stands in it only where it is that one, `brief_batching` where it may become that (`open_session`).
     On a CPU no more batches are in flight than there are CPUs: one more would only make the others late. Rows of any length have no end
     of shapes, and ONNX Runtime would keep a memory pattern for each (22 KiB measured, and no faster).
     """
@@ -76,8 +77,7 @@ def fitted(manifest: Manifest, execution: Execution) -> Execution:
         return batching.model_copy(update={"max_batch_size": limit, "buckets": buckets, "max_in_flight": flights})
 
     ragged = any(isinstance(dim, str) for spec in manifest.inputs for dim in spec.shape[1:])
-    batching = execution.text_batching if ragged and execution.text_batching is not None else execution.batching
-    brief = None if ragged or execution.brief_batching is None else cut(execution.brief_batching)
+    text, brief = (execution.text_batching, None) if ragged else (None, execution.brief_batching)
     session = execution.session.model_copy(update={"enable_mem_pattern": False}) if ragged else execution.session
     options = execution.provider_options
     if execution.memory_limit_bytes is not None and execution.provider in GPU_PROVIDERS:
@@ -85,8 +85,9 @@ def fitted(manifest: Manifest, execution: Execution) -> Execution:
     graphs = "off" if ragged else execution.cuda_graphs  # a graph for each number of rows and each length would be no end of them
     return execution.model_copy(
         update={
-            "batching": cut(batching),
-            "brief_batching": brief,
+            "batching": cut(text or execution.batching),
+            "text_batching": text,
+            "brief_batching": brief and cut(brief),
             "session": session,
             "provider_options": options,
             "cuda_graphs": graphs,
@@ -98,7 +99,7 @@ def open_session(folder: Path, manifest: Manifest, execution: Execution, outputs
     """The session of a package under a `fitted` execution: file checked against its sha256, provider confirmed, warmed at its sizes.
 
     And the execution it runs under: there `brief_batching` stands only where it is what the rows are batched by. Where `cuda_graphs: auto`
-    meets a model that cannot be captured, the log says why and it runs without; a model whose rows cost next to nothing runs `briefly`.
+    meets a model that cannot be captured, the log says why and it runs without; a model whose rows cost next to nothing runs `_briefly`.
     """
     precision = choose_precision(manifest, execution)
     path = manifest.verified_path(folder, precision)
@@ -113,7 +114,7 @@ def open_session(folder: Path, manifest: Manifest, execution: Execution, outputs
         logger.warning("model %s runs without CUDA graphs: %s", manifest.name, error)
         execution = execution.model_copy(update={"cuda_graphs": "off"})
         session = _warm(path, manifest, execution, outputs)
-    brief = briefly(execution, session.intra_op_num_threads)
+    brief = _briefly(execution, session.intra_op_num_threads)
     if brief == execution or not _is_brief(session):
         return session, execution.model_copy(update={"brief_batching": None})
     del session  # or both would be in memory at once
@@ -125,7 +126,7 @@ def open_session(folder: Path, manifest: Manifest, execution: Execution, outputs
     return session, brief
 
 
-def briefly(execution: Execution, threads: int) -> Execution:
+def _briefly(execution: Execution, threads: int) -> Execution:
     """The execution of a model whose row takes less than BRIEF_S, which has that many `threads`.
 
     It is batched as `brief_batching` says. Where `intra_op_num_threads: auto` would give every batch in flight all CPUs it has one, and
@@ -224,7 +225,7 @@ class LocalEngine:
         execution = fitted(manifest, execution)
         before_bytes = host_memory_bytes()
         session, execution = open_session(folder, manifest, execution, outputs)
-        batching, by_text = execution.batching, bool(session.ragged and execution.text_batching)
+        batching = execution.batching
         _expect_within_limit(manifest, session, execution, before_bytes)
         if observer:
             observer.opened(
@@ -242,7 +243,7 @@ class LocalEngine:
             "precision": precision,
             "sha256": manifest.variants[precision].sha256,
             "batching": batching.model_dump(mode="json"),
-            "batched_by": "brief_batching" if execution.brief_batching else "text_batching" if by_text else "batching",
+            "batched_by": next((name for name in ("text_batching", "brief_batching") if getattr(execution, name)), "batching"),
             "session": {**execution.session.model_dump(mode="json"), "intra_op_num_threads": session.intra_op_num_threads},
             "host_memory_bytes": host_memory_bytes() - before_bytes,
             "memory_limit_bytes": execution.memory_limit_bytes,

@@ -35,29 +35,21 @@ def stat(
     title: str, help_: str, *queries: Query, unit: str = "short", thresholds: dict[str, Any] | None = None, **more: Any
 ) -> dict[str, Any]:
     """One number and its colour. `text="name"` shows the legend in its place; `none` is said where there is no such series."""
-    return {
-        "type": "stat",
-        "title": title,
-        "description": help_,
-        "targets": targets(queries, instant=True),
-        "fieldConfig": {
-            "defaults": {
-                "unit": unit,
-                "decimals": more.get("decimals"),
-                "noValue": more.get("none", "-"),
-                "color": {"mode": "thresholds"},
-                "thresholds": thresholds or steps((None, BLUE)),
-            },
-            "overrides": [],
-        },
-        "options": {
-            "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
-            "colorMode": "background",
-            "graphMode": "none",
-            "textMode": more.get("text", "value"),
-            "justifyMode": "center",
-        },
+    defaults = {
+        "unit": unit,
+        "decimals": more.get("decimals"),
+        "noValue": more.get("none", "-"),
+        "color": {"mode": "thresholds"},
+        "thresholds": thresholds or steps((None, BLUE)),
     }
+    options = {
+        "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+        "colorMode": "background",
+        "graphMode": "none",
+        "textMode": more.get("text", "value"),
+        "justifyMode": "center",
+    }
+    return _panel("stat", title, help_, targets(queries, instant=True), {"defaults": defaults, "overrides": []}, options)
 
 
 def graph(title: str, help_: str, *queries: Query, unit: str = "short", stacked: bool = False, **more: Any) -> dict[str, Any]:
@@ -72,31 +64,29 @@ def graph(title: str, help_: str, *queries: Query, unit: str = "short", stacked:
                 "properties": [{"id": key, "value": value} for key, value in properties.items()],
             }
         )
-    return {
-        "type": "timeseries",
-        "title": title,
-        "description": help_,
-        "targets": targets(queries, instant=False),
-        "fieldConfig": {
-            "defaults": {
-                "unit": unit,
-                "min": 0,
-                "max": more.get("max"),
-                "noValue": more.get("none", "-"),
-                "color": {"mode": "palette-classic"},
-                "custom": {
-                    "drawStyle": "line",
-                    "lineWidth": 1,
-                    "fillOpacity": 40 if stacked else 8,
-                    "showPoints": "never",
-                    "spanNulls": False,
-                    "stacking": {"mode": "normal" if stacked else "none", "group": "A"},
-                },
-            },
-            "overrides": overrides,
-        },
-        "options": {
-            "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
-            "tooltip": {"mode": "multi", "sort": "desc"},
+    defaults = {
+        "unit": unit,
+        "min": 0,
+        "max": more.get("max"),
+        "noValue": more.get("none", "-"),
+        "color": {"mode": "palette-classic"},
+        "custom": {
+            "drawStyle": "line",
+            "lineWidth": 1,
+            "fillOpacity": 40 if stacked else 8,
+            "showPoints": "never",
+            "spanNulls": False,
+            "stacking": {"mode": "normal" if stacked else "none", "group": "A"},
         },
     }
+    options = {
+        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
+        "tooltip": {"mode": "multi", "sort": "desc"},
+    }
+    return _panel("timeseries", title, help_, targets(queries, instant=False), {"defaults": defaults, "overrides": overrides}, options)
+
+
+def _panel(
+    kind: str, title: str, help_: str, asked: list[dict[str, Any]], fields: dict[str, Any], options: dict[str, Any]
+) -> dict[str, Any]:
+    return {"type": kind, "title": title, "description": help_, "targets": asked, "fieldConfig": fields, "options": options}

@@ -126,9 +126,8 @@ def ask(model: str, objective: Objective, work: Path) -> tuple[Facts, dict[str, 
     except CannotServe as error:
         raise TuneError(f"the shipped profile {objective} with model {model} {error}") from None
     manifest: dict[str, Any] = said["manifest"]
-    ragged = any(isinstance(size, str) for tensor in manifest["inputs"] for size in tensor["shape"][1:])
     held = tuple(manifest["variants"])
-    facts = Facts(manifest["task"], said["provider"], held, manifest["max_batch"], ragged, said["batched_by"], available_cpus())
+    facts = Facts(manifest["task"], said["provider"], held, manifest["max_batch"], said["batched_by"], available_cpus())
     return facts, {precision: variant["sha256"] for precision, variant in manifest["variants"].items()}
 
 

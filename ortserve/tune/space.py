@@ -29,8 +29,7 @@ class Facts:
     provider: str  # the one the shipped profile runs on
     precisions: tuple[str, ...]  # those the package holds
     max_batch: int  # the largest batch the package was verified at
-    ragged: bool  # rows of any length: texts
-    batched_by: str  # the section of the profile that its rows are batched by
+    batched_by: str  # the section of the profile that its rows are batched by; every shipped one has text_batching for rows of any length
     cpus: int
 
 
@@ -99,7 +98,7 @@ def space(objective: Objective, facts: Facts, providers: Sequence[str]) -> Space
         knobs.append(Knob("convolutions", {f"convolutions {how}": {search: how} for how in ("EXHAUSTIVE", "DEFAULT", "HEURISTIC")}))
     if "cuda_graphs" in own:
         knobs.append(Knob("graphs", {f"graphs {how}": {"execution.0.cuda_graphs": how} for how in ("off", "auto")}))
-    if facts.ragged:
+    if batching == "text_batching":
         tokens = f"execution.0.{batching}.max_batch_tokens"
         knobs.append(Knob("tokens", {f"tokens {count}": {tokens: count} for count in (512, 1024, 256, 2048, 128, 4096, 16384)}))
     others = [provider for provider in providers if provider != facts.provider]

@@ -22,7 +22,7 @@ from ortserve.tune.space import Facts, space
 from ortserve.tune.trial import Setup, Trials, turns
 from ortserve.tune.written import profile_text
 
-FACTS = Facts("image-classification", "CPUExecutionProvider", ("fp32", "int8"), 32, ragged=False, batched_by="batching", cpus=4)
+FACTS = Facts("image-classification", "CPUExecutionProvider", ("fp32", "int8"), 32, batched_by="batching", cpus=4)
 HEADING = {"model": "digits", "objective": "throughput", "p99 limit": None}
 
 

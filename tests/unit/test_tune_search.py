@@ -13,9 +13,9 @@ from ortserve.tune.objective import Figures, Goal, front
 from ortserve.tune.search import RUNGS, Outcome, search
 from ortserve.tune.space import BASELINES, Facts, Space, baselines, shipped, space
 
-FACTS = Facts("image-classification", "CPUExecutionProvider", ("fp32", "int8"), 32, ragged=False, batched_by="batching", cpus=4)
-GPU = Facts("image-classification", "CUDAExecutionProvider", ("fp32", "fp16"), 64, ragged=False, batched_by="batching", cpus=16)
-TEXTS = Facts("feature-extraction", "CPUExecutionProvider", ("fp32",), 64, ragged=True, batched_by="text_batching", cpus=2)
+FACTS = Facts("image-classification", "CPUExecutionProvider", ("fp32", "int8"), 32, batched_by="batching", cpus=4)
+GPU = Facts("image-classification", "CUDAExecutionProvider", ("fp32", "fp16"), 64, batched_by="batching", cpus=16)
+TEXTS = Facts("feature-extraction", "CPUExecutionProvider", ("fp32",), 64, batched_by="text_batching", cpus=2)
 
 
 def figures(requests_per_s: float, p99_ms: float = 10.0) -> Figures:
@@ -187,9 +187,7 @@ def test_short_answers_are_ranked_by_median_and_p99_whatever_the_throughput() ->
 
 @pytest.mark.parametrize("section", ["batching", "text_batching", "brief_batching"])
 def test_the_section_that_the_service_said_is_the_one_that_is_turned(section: str) -> None:
-    facts = Facts(
-        "image-classification", "CPUExecutionProvider", ("fp32",), 32, ragged=section == "text_batching", batched_by=section, cpus=2
-    )
+    facts = Facts("image-classification", "CPUExecutionProvider", ("fp32",), 32, batched_by=section, cpus=2)
     for knob in space("throughput", facts, []).knobs:
         for change in knob.alternatives.values():
             assert {key.split(".")[2] for key in change if "batching" in key} <= {section}
