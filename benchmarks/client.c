@@ -493,7 +493,8 @@ int main(int argc, char **argv) {
             if (rate <= 0) break;
             bool waiting = false;
             for (size_t i = 0; i < connection_count && !waiting; i++) waiting = connections[i].busy;
-            if ((!waiting && pending_count == 0) || at >= stop_at + GRACE_S) break;
+            bool arrived = next_arrival >= stop_at; // or the process slept past the window's end, and its last ones are still to come
+            if ((arrived && !waiting && pending_count == 0) || at >= stop_at + GRACE_S) break;
         }
         if (at - looked > 0.5) { late(at); looked = at; }
         double wake = at + 0.05;
