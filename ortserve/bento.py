@@ -295,8 +295,9 @@ class PackagedService(Service[Any]):
         )
         if find_spec("httptools") is not None:  # else uvicorn takes h11, which has limits of its own
             from ortserve import connection
+            from ortserve.accepting import Accepting
 
-            connection.install(None if edge.door is None else edge.door.turned_away)
+            connection.install(edge.door, Accepting(drain.listening, sharing=self.worker_count))
             leaving.append(connection.let_go)
         return self.in_front(edge)
 

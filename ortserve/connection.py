@@ -8,26 +8,37 @@ those whose first request is still on its way. None of that reaches an ASGI appl
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn import config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ortserve import logs
+from ortserve.accepting import Accepting
 from ortserve.errors import HeadersTooLarge, RequestError, RequestTimeout
+from ortserve.http1 import MAX_HEAD_BYTES, droppable_bytes, head_of, whole_reply
 from ortserve.replies import Reply, error_reply, log_failure
 
-MAX_HEAD_BYTES = 64 * 1024  # request line and headers; uvicorn's own limit where it parses with h11
 HEAD_TIMEOUT_S = 30.0  # as long as the shipped profiles give a body
-DROPPED_BYTES = 32 * 1024 * 1024  # of a refused body: more than the largest picture any shipped profile takes, and nothing is kept of it
 _CONTINUE = b"HTTP/1.1 100 "  # an interim answer (RFC 9110, 15.2.1), before the head and without a body
 FIRST_BYTE_S = 1.0  # what a connection made just before the end has for its first byte: three round trips around the world
 
 
-TurnedAway = Callable[[str, str, Mapping[bytes, bytes]], tuple[Reply, str] | None]  # as `Door.turned_away`
+class Doorkeeper(Protocol):
+    """Who says at a request's head whether it is let in. `Door` is one."""
+
+    @property
+    def standing(self) -> Mapping[Any, Any]:
+        """Empty where `told_again` has nothing to say to anybody."""
+
+    def told_again(self, data: bytes) -> tuple[bytes, int] | None:
+        """What is sent at once to the request that `data` begins with, and the bytes of its head and body; None: it has to be parsed."""
+
+    def turned_away(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> tuple[Reply, str] | None:
+        """What is answered, with which request id, to a request that would find no place; None: let it in."""
 
 
 class _Answered:
@@ -40,13 +51,21 @@ class _Answered:
 _ANSWERED: Any = _Answered()
 
 
-def _nobody(*_: object) -> None:
-    """Nobody is turned away."""
+class _Open:
+    """Lets everybody in."""
+
+    standing: Mapping[Any, Any] = {}
+
+    def told_again(self, data: bytes) -> None: ...
+    def turned_away(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> None: ...
 
 
-def install(turned_away: TurnedAway | None) -> None:
-    """Let uvicorn take `Connection` where it would choose by itself; each asks `turned_away`, if any, before it reads a request's body."""
-    Connection.turned_away = staticmethod(turned_away or _nobody)
+def install(door: Doorkeeper | None, accepting: Accepting | None) -> None:
+    """Let uvicorn take `Connection` where it would choose by itself; each asks `door`, if any, before it reads a request's body.
+
+    `accepting` is told of each that the event loop took in.
+    """
+    Connection.door, Connection.accepting = door or _Open(), accepting
     config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{Connection.__name__}"
 
 
@@ -59,21 +78,28 @@ class Connection(HttpToolsProtocol):
     """One client's connection."""
 
     leaving = False  # of the whole process
-    turned_away: TurnedAway = staticmethod(_nobody)  # of the whole process
+    door: Doorkeeper = _Open()  # of the whole process
+    accepting: Accepting | None = None  # of the whole process
+    _beside = False  # taken in by `accepting`
+    _within = False  # a request: its first byte came, its last one did not
     _in_head = False  # a request's first byte came, the empty line after its headers did not
     _began = False  # a request, in what the socket gave last
     _head_bytes = 0  # received of this head, counted by what the socket gave at once; the first of these is not counted
     _due: float | None = None  # by the loop's clock: when what is expected has to be here
     _watch: asyncio.TimerHandle | None = None  # one for all that is expected: to set and cancel one costs more than looking at a clock
+    _looks_at = 0.0  # when it comes
     _refusal: RequestError | None = None
-    _dropping = False  # the body of a request that was turned away
+    _dropping = False  # the body of a request that was turned away, which the parser reads
+    _unparsed_bytes = 0  # still to come and to drop, of a request that the parser knows nothing of
     _last = False  # nothing is answered after that body
     _declined: bytes | None = None  # the head of a request whose offer of another protocol is not taken, without that offer
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect a head in time."""
         super().connection_made(transport)
-        self._expect_soon()
+        self._expect(HEAD_TIMEOUT_S)
+        if self.accepting is not None and not self._beside:
+            self.accepting.go_on(self._another, self.config.ssl)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing more is expected."""
@@ -81,10 +107,20 @@ class Connection(HttpToolsProtocol):
             self._watch.cancel()
         super().connection_lost(exc)
 
+    def _another(self) -> Connection:
+        made = Connection(self.config, self.server_state, self.app_state)
+        made._beside = True
+        return made
+
     def data_received(self, data: bytes) -> None:
-        """Parse; refuse a head that does not end."""
+        """Refuse who is told what others were; parse the rest; refuse a head that does not end."""
+        if self._unparsed_bytes or (self.door.standing and not self._within):
+            data = self._told_again(data)
+            if not data:
+                return
         self._began = False
-        self._unset_keepalive_if_required()
+        if self._due is not None and self._within and not self._in_head and not self._dropping:
+            self._expect(self.timeout_keep_alive)  # its answer is sent, its body is still coming
         try:
             self.parser.feed_data(data)
         except HttpParserUpgrade as upgrade:
@@ -104,9 +140,8 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         super().on_message_begin()
-        self._in_head, self._began, self._head_bytes = True, True, 0
-        if self._due is None:
-            self._expect_soon()
+        self._within, self._in_head, self._began, self._head_bytes = True, True, True, 0
+        self._expect(HEAD_TIMEOUT_S)
 
     def on_headers_complete(self) -> None:
         """The head is whole: hand the request on, unless it is too large."""
@@ -133,44 +168,78 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The body is whole."""
-        if self._declined is None:
-            super().on_message_complete()
+        self._within = False
+        if self._declined is not None:
+            return
+        super().on_message_complete()
         if self._dropping:
-            self._dropping, self._due = False, None
-            if self._last:
-                self.transport.close()
-            else:
-                self.on_response_complete()
+            self._dropping = False
+            self._dropped()
+
+    def on_response_complete(self) -> None:
+        """Answer who waits behind it; else expect the next request, as long as uvicorn does, by the one watch that is there already."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif not self._in_head:  # which is expected already
+            self._expect(self.timeout_keep_alive)
+
+    def _told_again(self, data: bytes) -> bytes:
+        """What is left of `data` for the parser, once whoever asks for what was refused a moment ago is told the same."""
+        if self._unparsed_bytes:
+            data = self._drop(data, self._unparsed_bytes)
+        while data and self._may_refuse() and (told := self.door.told_again(data)) is not None:
+            reply, size = told
+            self.cycle = _ANSWERED
+            self.transport.write(reply)
+            if size > len(data):
+                self._expect(HEAD_TIMEOUT_S)  # the rest of the body
+            data = self._drop(data, size)
+        return data
+
+    def _drop(self, data: bytes, size: int) -> bytes:
+        """`data` without so many bytes of an answered request; those it has not are dropped when they come."""
+        self._unparsed_bytes = max(0, size - len(data))
+        if not self._unparsed_bytes:
+            self._dropped()
+        return data[size:]
+
+    def _dropped(self) -> None:
+        """All of a request that was turned away is here."""
+        if self._last:
+            self.transport.close()
+        else:
+            self.on_response_complete()
 
     def _turned_away(self) -> bool:
         """Whether the request was answered already, with a refusal; its body is then taken and dropped, so that its sender sees that."""
-        if self.expect_100_continue or self.leaving or (self.cycle is not None and not self.cycle.response_complete):
-            return False  # these are answered in their turn, with all that belongs to that
-        if self.flow.write_paused:  # its sender does not read: there, its requests wait until it does, and take no memory meanwhile
+        if self.expect_100_continue or not self._may_refuse():
             return False
         headers = dict(self.headers)
-        declared = headers.get(b"content-length", b"")
-        if not declared.isdigit() or len(declared) > 9 or int(declared) > DROPPED_BYTES:
+        if droppable_bytes(headers.get(b"content-length", b"")) is None:
             return False
         path = unquote(self.url.partition(b"?")[0].decode("latin-1"))
-        refused = self.turned_away(self.parser.get_method().decode(), path, headers)
+        refused = self.door.turned_away(self.parser.get_method().decode(), path, headers)
         if refused is None:
             return False
         self.cycle = _ANSWERED
         self._dropping, self._last = True, not self.parser.should_keep_alive()
-        self._expect_soon()  # the rest of the body
+        self._expect(HEAD_TIMEOUT_S)  # the rest of the body
         self._write(*refused, last=self._last)
         return True
 
+    def _may_refuse(self) -> bool:
+        """Whether a request that comes now may be answered before its turn at the application."""
+        if self.leaving or (self.cycle is not None and not self.cycle.response_complete):
+            return False  # these are answered in their turn, with all that belongs to that
+        return not self.flow.write_paused  # its sender does not read: there, its requests wait until it does, and take no memory meanwhile
+
     def _write(self, reply: Reply, request_id: str, *, last: bool) -> None:
-        """Send a whole reply, past what makes responses of ASGI's messages; `last`: it says that the connection closes."""
-        head = b"content-type: %s\r\ncontent-length: %d\r\nx-request-id: %s\r\n" % (
-            reply.content_type,
-            len(reply.body),
-            request_id.encode(),
-        )
-        head += b"".join([b"%s: %s\r\n" % header for header in reply.headers]) + (b"connection: close\r\n" if last else b"")
-        self.transport.write(STATUS_LINE[reply.status] + head + b"\r\n" + reply.body)
+        """Send a whole reply, past what makes responses of ASGI's messages."""
+        self.transport.write(whole_reply(head_of(reply), reply.body, request_id.encode(), last=last))
 
     def shutdown(self) -> None:
         """The server ends: close once everything that was read, the beginning of a head included, is answered."""
@@ -179,7 +248,7 @@ class Connection(HttpToolsProtocol):
             self.cycle.keep_alive = False
         elif self.cycle is None and not self._in_head:
             self.loop.call_later(FIRST_BYTE_S, self._close_if_unused)
-        elif self._dropping:
+        elif self._dropping or self._unparsed_bytes:
             self._last = True  # closed before its body is here, its sender would be told of a reset, and not what was answered
         elif not self._in_head:
             self.transport.close()
@@ -188,10 +257,17 @@ class Connection(HttpToolsProtocol):
         if self.cycle is None and not self._in_head:
             self.transport.close()
 
-    def _expect_soon(self) -> None:
-        self._due = self.loop.time() + HEAD_TIMEOUT_S
-        if self._watch is None:
-            self._watch = self.loop.call_later(HEAD_TIMEOUT_S, self._look)
+    def _expect(self, within_s: float) -> None:
+        """What comes next has to be here within that time."""
+        self._due = self.loop.time() + within_s
+        if self._watch is None or self._looks_at > self._due:
+            self._look_in(within_s)
+
+    def _look_in(self, seconds: float) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        self._looks_at = self.loop.time() + seconds
+        self._watch = self.loop.call_later(seconds, self._look)
 
     def _look(self) -> None:
         """Whether what is expected is late. Where it is not due yet, look again then; where nothing is expected, no more."""
@@ -199,7 +275,7 @@ class Connection(HttpToolsProtocol):
         if self._due is None:
             return
         if (left_s := self._due - self.loop.time()) > 0:
-            self._watch = self.loop.call_later(left_s, self._look)
+            self._look_in(left_s)
         elif self._in_head:
             self._refuse(RequestTimeout(f"the headers were not complete after {HEAD_TIMEOUT_S:g} s: send them at once"))
         else:

@@ -9,33 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import signal
 import socket
-import struct
-import sys
 from collections.abc import Callable
 from types import FrameType
 
 from uvicorn.server import Server
+
+from ortserve.listening import turn_newcomers_away, waiting
 
 logger = logging.getLogger("ortserve.drain")
 
 PARENT_LOOK_S = 1.0  # between two looks whether the parent lives; its port stays taken for so long after a kill -9
 _HANDSHAKE_S = 0.2  # for handshakes under way when newcomers are turned away: a round trip around the world
 _QUEUE_WAIT_S = 5.0  # no event loop of this service stands still for so long
-
-_SO_ATTACH_FILTER = 26
-_TCP_LISTEN = 10
-# Classic BPF over the TCP header, linux/filter.h: code, jump if true, jump if false, operand.
-_NO_NEWCOMERS = (
-    (0x30, 0, 0, 13),  # A = the byte of flags
-    (0x54, 0, 0, 0x12),  # A &= SYN | ACK
-    (0x15, 0, 1, 0x02),  # SYN alone: somebody new
-    (0x06, 0, 0, 0),  # dropped
-    (0x06, 0, 0, 0xFFFFFFFF),  # anything else passes: handshakes under way end well
-)
 
 
 class Drain:
@@ -47,6 +35,7 @@ class Drain:
         self._at_once = at_once
         self._parent_lives = parent_lives
         self._begun = False
+        self._server: Server | None = None
         self._task: asyncio.Task[None] | None = None
 
     def arm(self) -> None:
@@ -61,6 +50,11 @@ class Drain:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._told)  # uvicorn puts back what it found when it ends
         self._loop.call_later(PARENT_LOOK_S, self._look)
+
+    def listening(self) -> list[socket.socket]:
+        """Duplicates of the sockets on which uvicorn listens; [] before it does, and where none listens for signals."""
+        servers = getattr(self._server, "servers", [])  # uvicorn has the attribute once it listens
+        return [socket.socket(fileno=socket.dup(held.fileno())) for server in servers for held in server.sockets]
 
     def _told(self, number: int, _: FrameType | None) -> None:
         self._loop.call_soon_threadsafe(self._begin, number)
@@ -81,7 +75,8 @@ class Drain:
 
     async def _end(self, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
-        listening = [socket.socket(fileno=_duplicate(held)) for server in self._server.servers for held in server.sockets]
+        assert self._server is not None  # a drain begins only where one was armed
+        listening = self.listening()
         turned_away = [turn_newcomers_away(held) for held in listening]
         if any(turned_away):
             await asyncio.sleep(_HANDSHAKE_S)
@@ -92,42 +87,6 @@ class Drain:
             server.close()
         _close(listening)
         self._server.should_exit = True  # without the signal uvicorn would raise again once it has ended: the status is 0
-
-
-def turn_newcomers_away(listening: socket.socket) -> bool:
-    """Let the kernel ignore new connections to that socket, whichever process accepts from it. False where it cannot (no Linux, no TCP).
-
-    Dropped, not refused: a refusal could only be had by closing the socket, and that resets connections nobody has accepted yet. Where
-    a process without privileges may set no filter, the socket is closed in the first moment in which none waits: some microseconds
-    remain in which one could come in.
-    """
-    if not _is_linux_tcp(listening):
-        return False
-    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in _NO_NEWCOMERS))
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(_NO_NEWCOMERS), ctypes.addressof(program)))
-    except OSError as error:
-        logger.info("this kernel takes no socket filter from this process (%s): newcomers are refused a moment earlier", error)
-        return False
-    return True
-
-
-def waiting(listening: socket.socket) -> int:
-    """How many connections wait to be accepted there. 0 where the kernel does not tell, or nothing listens any more."""
-    if not _is_linux_tcp(listening):
-        return 0
-    info = listening.getsockopt(
-        socket.IPPROTO_TCP, socket.TCP_INFO, 32
-    )  # linux/tcp.h: eight bytes, then rto, ato, snd_mss, rcv_mss, unacked
-    return struct.unpack_from("I", info, 24)[0] if info[0] == _TCP_LISTEN else 0
-
-
-def _is_linux_tcp(listening: socket.socket) -> bool:
-    return sys.platform == "linux" and listening.family in (socket.AF_INET, socket.AF_INET6)
-
-
-def _duplicate(held: socket.socket) -> int:
-    return socket.dup(held.fileno())
 
 
 def _close(listening: list[socket.socket]) -> None:

@@ -84,8 +84,13 @@ def valid_request_id(text: str) -> bool:
 
 def request_id_of(headers: Mapping[bytes, bytes]) -> str:
     """The caller's own, of a request's `x-request-id`, where it can be one; else a new one."""
-    wanted = headers.get(b"x-request-id", b"").decode("latin-1")
-    return wanted if valid_request_id(wanted) else new_request_id()
+    return valid_or_new(headers.get(b"x-request-id", b""))
+
+
+def valid_or_new(wanted: bytes) -> str:
+    """What a caller wrote as its request's id, where it can be one; else a new one."""
+    text = wanted.decode("latin-1")
+    return text if valid_request_id(text) else new_request_id()
 
 
 _pool: list[str] = []  # ids drawn and not yet handed out

@@ -6,7 +6,8 @@ import asyncio
 import json
 import re
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from uvicorn.server import ServerState
 
 from ortserve import connection
 from ortserve.connection import Connection
+from ortserve.http1 import MAX_HEAD_BYTES, head_of, plain_request, whole_reply
 from ortserve.replies import Reply
 
 
@@ -30,20 +32,46 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": text})
 
 
-def talk(pieces: Sequence[bytes]) -> bytes:
-    """What a server of `Connection`s said until it closed; every piece is sent after the one before it was taken."""
+async def hasty(scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG001
+    """Answers before it has read anything."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"[]"})
+
+
+async def slow(scope: Any, receive: Any, send: Any) -> None:
+    """As echo, after all that is sent without a pause has come."""
+    await asyncio.sleep(0.1)
+    await echo(scope, receive, send)
+
+
+KEPT_ALIVE_S = 1
+
+
+def talk(pieces: Sequence[bytes], *, app: Any = echo, pause_s: float = 0.001, then: Callable[[Connection], None] | None = None) -> bytes:
+    """What a server of `Connection`s said until it closed; every piece is sent after the one before it was taken.
+
+    `then` is called with the connection before the last piece.
+    """
+    made: list[Connection] = []
 
     async def both() -> bytes:
-        config = Config(echo, log_config=None, timeout_keep_alive=1)
+        config = Config(app, log_config=None, timeout_keep_alive=KEPT_ALIVE_S)
         config.load()
         loop, state = asyncio.get_running_loop(), ServerState()
-        server = await loop.create_server(lambda: Connection(config, state, {}, loop), "127.0.0.1", 0)
+
+        def connection() -> Connection:
+            made.append(Connection(config, state, {}, loop))
+            return made[-1]
+
+        server = await loop.create_server(connection, "127.0.0.1", 0)
         async with server:
             reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-            for piece in pieces:
+            for left, piece in zip(reversed(range(len(pieces))), pieces, strict=True):
+                if then and not left:
+                    then(made[0])
                 writer.write(piece)
                 await writer.drain()
-                await asyncio.sleep(0.001)  # a packet of its own; whole again if the machine is slow, which is as right
+                await asyncio.sleep(pause_s)  # a packet of its own; whole again if the machine is slow, which is as right
             said = await asyncio.wait_for(reader.read(), 60)
             writer.close()
             await writer.wait_closed()
@@ -63,26 +91,44 @@ ANSWER = ["POST", "/a", "b=c", "hello", False]
 LAST = ["GET", "/last", "", "", False]
 
 
-@pytest.fixture
-def full(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, dict[bytes, bytes]]]:
-    """Nobody is let in to POST /a. What was asked at the door."""
-    asked = []
-
-    def turned_away(method: str, path: str, headers: Any) -> tuple[Reply, str] | None:
-        asked.append((method, path, headers))
-        return (Reply(429, b'["full"]', headers=[(b"retry-after", b"7")]), "its-id") if path == "/a" else None
-
-    monkeypatch.setattr(Connection, "turned_away", staticmethod(turned_away))
-    return asked
+FULL = Reply(429, b'["full"]', headers=[(b"retry-after", b"7")])
 
 
-def test_a_path_is_looked_at_as_the_application_sees_it(full: list[Any]) -> None:
+class FullDoor:
+    """Nobody is let in to POST /a; where `standing`, whoever can be is told so before the parser sees the request."""
+
+    def __init__(self, *, standing: bool) -> None:
+        self.standing = {"a refusal": "stands"} if standing else {}
+        self.asked: list[tuple[str, str, dict[bytes, bytes]]] = []
+        self.told = 0
+
+    def told_again(self, data: bytes) -> tuple[bytes, int] | None:
+        request = plain_request(data)
+        if request is None or request.path != "/a":
+            return None
+        self.told += 1
+        return whole_reply(head_of(FULL), FULL.body, b"its-id", last=False), request.size
+
+    def turned_away(self, method: str, path: str, headers: Any) -> tuple[Reply, str] | None:
+        self.asked.append((method, path, headers))
+        return (FULL, "its-id") if path == "/a" else None
+
+
+@pytest.fixture(params=[False, True], ids=["asked at the head", "told again"])
+def full(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FullDoor:
+    door = FullDoor(standing=request.param)
+    monkeypatch.setattr(Connection, "door", door)
+    return door
+
+
+def test_a_path_is_looked_at_as_the_application_sees_it(full: FullDoor) -> None:
     assert answers(talk([POST.replace(b"/a?b=c", b"/%61?b=%63"), CLOSING])) == [["full"], LAST]
-    assert full[0][1] == "/a"
+    assert full.asked[0][1] == "/a"
+    assert full.asked[0][2][b"host"] == b"x"
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 10_000, 10_000_000])
-def test_who_is_turned_away_is_answered_at_the_head_and_keeps_the_connection(full: list[Any], size: int) -> None:
+def test_who_is_turned_away_is_answered_at_the_head_and_keeps_the_connection(full: FullDoor, size: int) -> None:
     long = POST.replace(b"Content-Length: 5", b"Content-Length: 70005") + 70_000 * b"x"
     sent = POST + long + POST.replace(b"/a", b"/b") + CLOSING
     step = max(size, len(sent) // 2000)  # few enough packets for a test
@@ -90,11 +136,12 @@ def test_who_is_turned_away_is_answered_at_the_head_and_keeps_the_connection(ful
     assert answers(said) == [["full"], ["full"], [*ANSWER[:1], "/b", *ANSWER[2:]], LAST]
     assert said.count(b"HTTP/1.1 429 Too Many Requests\r\n") == said.count(b"retry-after: 7\r\n") == 2
     assert said.count(b"x-request-id: its-id\r\n") == 2
-    assert full[0][:2] == ("POST", "/a")
-    assert full[0][2][b"host"] == b"x"
+    if full.standing and size == 10_000_000:  # every head is there whole
+        assert full.told == 2
+    assert full.told + [path for _, path, _ in full.asked].count("/a") == 2
 
 
-def test_who_does_not_read_refusals_cannot_fill_memory_with_them(full: list[Any]) -> None:
+def test_who_does_not_read_refusals_cannot_fill_memory_with_them(full: FullDoor) -> None:
     made: list[Connection] = []
 
     async def flood() -> int:
@@ -127,7 +174,7 @@ def test_who_does_not_read_refusals_cannot_fill_memory_with_them(full: list[Any]
         return held
 
     assert asyncio.run(flood()) < 200_000
-    assert len(full) > 100
+    assert full.told + len(full.asked) > 100
 
 
 @pytest.mark.parametrize(
@@ -137,28 +184,63 @@ def test_who_does_not_read_refusals_cannot_fill_memory_with_them(full: list[Any]
         POST.replace(b"Content-Length: 5\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
     ],
 )
-def test_a_body_that_may_not_come_or_not_end_is_no_matter_of_the_door(full: list[Any], request_: bytes) -> None:
+def test_a_body_that_may_not_come_or_not_end_is_no_matter_of_the_door(full: FullDoor, request_: bytes) -> None:
     assert answers(talk([request_, CLOSING])) == [ANSWER, LAST]
-    assert [path for _, path, _ in full] == []
+    assert full.told == len(full.asked) == 0
 
 
-def test_what_is_sent_behind_an_unanswered_request_has_its_turn(full: list[Any]) -> None:
+def test_what_is_sent_behind_an_unanswered_request_has_its_turn(full: FullDoor) -> None:
     assert answers(talk([POST.replace(b"/a", b"/b") + POST + CLOSING])) == [[*ANSWER[:1], "/b", *ANSWER[2:]], ANSWER, LAST]
-    assert [path for _, path, _ in full] == ["/b"]
+    assert full.told == 0
+    assert [path for _, path, _ in full.asked] == ["/b"]
+
+
+def test_what_comes_while_a_request_is_unanswered_has_its_turn(full: FullDoor) -> None:
+    pieces = [POST.replace(b"/a", b"/b"), POST, CLOSING]
+    assert answers(talk(pieces, app=slow)) == [[*ANSWER[:1], "/b", *ANSWER[2:]], ANSWER, LAST]
+    assert full.told == 0
+
+
+def test_a_body_that_looks_like_a_request_is_none(full: FullDoor) -> None:
+    head = POST.replace(b"/a", b"/b").replace(b"Content-Length: 5", b"Content-Length: %d" % len(POST)).removesuffix(b"hello")
+    assert answers(talk([head, POST, CLOSING], app=hasty)) == [[], []]
+    assert full.told == 0
 
 
 @pytest.mark.parametrize("length", [5, 3_000_000])  # of the latter most is still on its way: closing then would be a reset
 @pytest.mark.parametrize("head", [POST.replace(b"Host: x", b"Connection: close"), POST.replace(b"HTTP/1.1", b"HTTP/1.0")])
-def test_a_refusal_closes_where_its_caller_wants_that_once_the_body_is_here(full: list[Any], head: bytes, length: int) -> None:  # noqa: ARG001
+def test_a_refusal_closes_where_its_caller_wants_that_once_the_body_is_here(full: FullDoor, head: bytes, length: int) -> None:  # noqa: ARG001
     sent = head.removesuffix(b"hello").replace(b"Content-Length: 5", b"Content-Length: %d" % length) + length * b"x"
     said = talk([sent[start : start + 100_000] for start in range(0, len(sent), 100_000)])
     assert answers(said) == [["full"]]
     assert b"connection: close\r\n" in said
 
 
-def test_the_rest_of_a_refused_body_is_waited_for_as_long_as_for_a_head(full: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+def test_the_rest_of_a_refused_body_is_waited_for_as_long_as_for_a_head(full: FullDoor, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
     monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.05)
     assert answers(talk([POST[:-2]])) == [["full"]]
+
+
+def test_who_was_refused_and_asks_no_more_is_let_go_as_anybody_else(full: FullDoor) -> None:  # noqa: ARG001
+    assert answers(talk([POST])) == [["full"]]  # and the connection was closed
+
+
+def test_a_refusal_at_the_end_of_a_process_comes_to_who_is_still_sending(full: FullDoor, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+    monkeypatch.setattr(Connection, "leaving", False)  # put back what `shutdown` sets
+    long = POST.replace(b"Content-Length: 5", b"Content-Length: 300005")
+    assert answers(talk([long, 300_000 * b"x" + POST], then=Connection.shutdown)) == [["full"]]
+
+
+def test_a_connection_is_kept_while_the_body_of_an_answered_request_still_comes_and_no_longer() -> None:
+    began = time.monotonic()
+    long = POST.replace(b"Content-Length: 5", b"Content-Length: 12")
+    pieces = [long, *[b"x"] * 6, b"x" + POST]  # each comes before the connection is given up, all of them after that
+    assert answers(talk(pieces, app=hasty, pause_s=KEPT_ALIVE_S / 4)) == [[], []]
+    assert time.monotonic() - began > 2 * KEPT_ALIVE_S
+
+
+def test_the_body_of_the_second_that_is_refused_has_as_long_as_that_of_the_first(full: FullDoor) -> None:  # noqa: ARG001
+    assert answers(talk([POST + POST[:-1], b"o" + CLOSING], pause_s=1.25 * KEPT_ALIVE_S)) == [["full"], ["full"], LAST]
 
 
 @pytest.mark.parametrize("request_", [POST, OFFER], ids=["plain", "offers h2c"])
@@ -203,7 +285,7 @@ def test_an_answer_of_a_process_that_is_leaving_closes_its_connection_and_loses_
 
 
 def test_a_head_over_the_limit_is_431_in_one_piece_and_in_many() -> None:
-    head = b"GET / HTTP/1.1\r\nX: " + b"a" * connection.MAX_HEAD_BYTES + b"\r\n\r\n"
+    head = b"GET / HTTP/1.1\r\nX: " + b"a" * MAX_HEAD_BYTES + b"\r\n\r\n"
     for pieces in ([head], [head[start : start + 4096] for start in range(0, len(head), 4096)]):
         said = talk(pieces)
         assert said.startswith(b"HTTP/1.1 431 ")

@@ -6,9 +6,10 @@ import asyncio
 import gc
 import json
 import logging
+import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from ortserve import door as door_module
 from ortserve import errors, logs, replies
 from ortserve.door import Door
+from ortserve.http1 import head_of, whole_reply
 from ortserve.metrics import Metrics
 from ortserve.replies import Reply
 
@@ -115,6 +117,39 @@ def test_whoever_asks_while_a_refusal_stands_is_told_the_same_under_an_id_of_its
     assert site.gate.told == [("queue_full", 3)]
     assert site.counted("bentoml_service_request_total", "http_response_code") == {"429": 4}
     assert site.counted("bentoml_service_request_duration_seconds_count", "endpoint") == {"/classify": 4}
+
+
+def test_who_is_told_again_before_the_parser_is_told_the_same(site: Site) -> None:
+    asks = b"POST /classify HTTP/1.1\r\nContent-Length: 5\r\nX-Request-ID: %s\r\n\r\nhello"
+
+    def ask() -> None:
+        assert site.door.told_again(asks % b"mine") is None  # nothing stands yet: the gate is asked
+        first = site.turned_away()
+        assert site.door.standing
+        assert first is not None
+        said = site.door.told_again(asks % b"mine")
+        assert said == (whole_reply(head_of(first[0]), first[0].body, b"mine", last=False), len(asks % b"mine"))
+        other = site.door.told_again(asks % b"not an id")
+        assert other is not None
+        assert b"not an id" not in other[0]
+        assert error_of((replace(first[0], body=other[0].partition(b"\r\n\r\n")[2]), request_id_in(other[0])))[:3] == error_of(first)[:3]
+        assert site.door.told_again((asks % b"mine").replace(b"/classify", b"/other")) is None
+        assert site.door.told_again((asks % b"mine").replace(b"POST", b"GET")) is None
+        assert site.door.told_again(b"POST /classify HTTP/1.1\r\nContent-Length: 5\r\n") is None
+        site.now += 2 * door_module.STANDS_S
+        assert site.door.told_again(asks % b"mine") is None
+
+    within(ask)
+    assert not site.door.standing
+    assert site.gate.asked == 1
+    assert site.gate.told == [("queue_full", 2)]
+    assert site.counted("bentoml_service_request_total", "http_response_code") == {"429": 3}
+
+
+def request_id_in(reply: bytes) -> str:
+    found = re.search(rb"x-request-id: (\S+)", reply)
+    assert found is not None
+    return found[1].decode()
 
 
 def test_a_refusal_stands_no_longer_than_it_may(site: Site) -> None:

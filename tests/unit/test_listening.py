@@ -1,4 +1,4 @@
-"""Below the drain: who waits at a listening socket, and that newcomers stay outside without a reset for those who are in."""
+"""Who waits at a listening socket, and that newcomers stay outside without a reset for those who are in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from ortserve.drain import turn_newcomers_away, waiting
+from ortserve.listening import turn_newcomers_away, waiting
 
 
 @pytest.fixture
