@@ -15,6 +15,7 @@ from tests.serving import free_port
 
 PLACES = ("one", "two")
 CHECK_EVERY_MS = 100
+FALL = 3  # failed checks in a row after which nothing more is sent there; HAProxy's default: one may be late for want of a CPU
 # No retries: a connection that the service breaks is an error that a caller sees, not one that the proxy hides.
 _CONFIGURATION = """
 global
@@ -32,7 +33,7 @@ backend service
     balance roundrobin
     option httpchk GET /readyz
     http-check expect status 200
-    default-server check inter {check_ms}ms fall 1 rise 1
+    default-server check inter {check_ms}ms fall {fall} rise 1
     server one 127.0.0.1:1 disabled
     server two 127.0.0.1:1 disabled
 """
@@ -54,7 +55,7 @@ class HAProxy:
             raise NoProxy("there is no haproxy here: deploy/install-test-tools installs it")
         self._folder = Path(tempfile.mkdtemp(prefix="haproxy-"))
         file = self._folder / "haproxy.cfg"
-        file.write_text(_CONFIGURATION.format(folder=self._folder, port=self.port, check_ms=CHECK_EVERY_MS), encoding="utf-8")
+        file.write_text(_CONFIGURATION.format(folder=self._folder, port=self.port, check_ms=CHECK_EVERY_MS, fall=FALL), encoding="utf-8")
         self.log = self._folder / "log"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen([program, "-db", "-f", str(file)], stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -24,7 +24,8 @@ from deploy.rehearsal.haproxy import CHECK_EVERY_MS, PLACES, HAProxy, NoProxy
 from tests.packages import add_package, picture, write_profile
 from tests.serving import Server
 
-DRAIN_DELAY_MS = 1000  # ten checks of the proxy: it has long stopped sending when the service stops accepting
+DRAIN_DELAY_MS = 1000  # ten checks of the proxy, of which three suffice: it has long stopped sending when the service stops accepting
+FLIGHT_WAIT_S = 10.0  # for a moment with somebody under way: there is one in most moments
 ROW_S = 0.02  # what the model takes for a picture: several requests are always under way
 
 
@@ -68,8 +69,10 @@ def rehearse(home: Path, profile: str, updates: int, callers: int, seconds: floa
 
 
 def _end(old: Server) -> dict[str, Any]:
-    """SIGTERM to the old version, and how it ended."""
-    in_flight = in_progress(old)
+    """SIGTERM to the old version while it is answering somebody, and how it ended."""
+    deadline = time.monotonic() + FLIGHT_WAIT_S
+    while not (in_flight := in_progress(old)) and time.monotonic() < deadline:
+        pass  # to ask takes milliseconds
     begun = time.monotonic()
     old.process.send_signal(signal.SIGTERM)
     status = old.wait_exit()

@@ -18,7 +18,10 @@ def an_error(kind: type[errors.OrtServeError]) -> errors.OrtServeError:
 
 
 @pytest.mark.parametrize("kind", replies.STATUS)
-def test_every_error_has_its_status_and_the_one_shape(kind: type[errors.OrtServeError], caplog: pytest.LogCaptureFixture) -> None:
+def test_every_error_has_its_status_and_the_one_shape(
+    kind: type[errors.OrtServeError], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replies, "_overload", replies._Overload())  # whatever had the line of this second
     error = an_error(kind)
     error.__cause__ = ValueError(SECRET)
     answer = Site(extra=[Route("GET", "/fails", raising(error))]).ask("/fails")
