@@ -20,6 +20,7 @@ from ortserve import logs
 from ortserve.accepting import Accepting
 from ortserve.errors import HeadersTooLarge, RequestError, RequestTimeout
 from ortserve.http1 import MAX_HEAD_BYTES, droppable_bytes, head_of, whole_reply
+from ortserve.pacing import Pace
 from ortserve.replies import Reply, error_reply, log_failure
 
 HEAD_TIMEOUT_S = 30.0  # as long as the shipped profiles give a body
@@ -48,7 +49,15 @@ class _Answered:
     message_event = asyncio.Event()
 
 
+class _Held(_Answered):
+    """Stands in place of the cycle of a request whose refusal waits: whatever is sent behind it has its turn after that."""
+
+    response_started = response_complete = False
+    keep_alive = True
+
+
 _ANSWERED: Any = _Answered()
+_HELD: Any = _Held()
 
 
 class _Open:
@@ -80,6 +89,7 @@ class Connection(HttpToolsProtocol):
     leaving = False  # of the whole process
     door: Doorkeeper = _Open()  # of the whole process
     accepting: Accepting | None = None  # of the whole process
+    pace = Pace()  # of the whole process
     _beside = False  # taken in by `accepting`
     _within = False  # a request: its first byte came, its last one did not
     _in_head = False  # a request's first byte came, the empty line after its headers did not
@@ -90,6 +100,7 @@ class Connection(HttpToolsProtocol):
     _looks_at = 0.0  # when it comes
     _refusal: RequestError | None = None
     _dropping = False  # the body of a request that was turned away, which the parser reads
+    _holding = False  # its refusal: its sender is told a moment later
     _unparsed_bytes = 0  # still to come and to drop, of a request that the parser knows nothing of
     _last = False  # nothing is answered after that body
     _declined: bytes | None = None  # the head of a request whose offer of another protocol is not taken, without that offer
@@ -193,12 +204,27 @@ class Connection(HttpToolsProtocol):
             data = self._drop(data, self._unparsed_bytes)
         while data and self._may_refuse() and (told := self.door.told_again(data)) is not None:
             reply, size = told
-            self.cycle = _ANSWERED
-            self.transport.write(reply)
-            if size > len(data):
+            self._holding = self.pace.hold(self, reply)
+            if self._holding:
+                self.cycle = _HELD
+            else:
+                self.cycle = _ANSWERED
+                self.transport.write(reply)
+            if self._holding or size > len(data):
                 self._expect(HEAD_TIMEOUT_S)  # the rest of the body
             data = self._drop(data, size)
         return data
+
+    def tell(self, reply: bytes) -> None:
+        """Send a refusal that was held back, and go on with what came behind it."""
+        self._holding = False
+        if self.transport.is_closing():
+            return
+        self.transport.write(reply)
+        if self.cycle is _HELD:
+            self.cycle = _ANSWERED
+        if not self._unparsed_bytes:
+            self._dropped()
 
     def _drop(self, data: bytes, size: int) -> bytes:
         """`data` without so many bytes of an answered request; those it has not are dropped when they come."""
@@ -208,7 +234,9 @@ class Connection(HttpToolsProtocol):
         return data[size:]
 
     def _dropped(self) -> None:
-        """All of a request that was turned away is here."""
+        """All of a request that was turned away is here: it is done with, once its sender is told."""
+        if self._holding:
+            return
         if self._last:
             self.transport.close()
         else:
@@ -244,12 +272,12 @@ class Connection(HttpToolsProtocol):
     def shutdown(self) -> None:
         """The server ends: close once everything that was read, the beginning of a head included, is answered."""
         let_go()
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._holding or self._dropping or self._unparsed_bytes:
+            self._last = True  # closed before its body is here, its sender would be told of a reset, and not what was answered
+        elif self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False
         elif self.cycle is None and not self._in_head:
             self.loop.call_later(FIRST_BYTE_S, self._close_if_unused)
-        elif self._dropping or self._unparsed_bytes:
-            self._last = True  # closed before its body is here, its sender would be told of a reset, and not what was answered
         elif not self._in_head:
             self.transport.close()
 

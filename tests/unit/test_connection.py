@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+import uvloop
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from ortserve import connection
+from ortserve import connection, pacing
 from ortserve.connection import Connection
 from ortserve.http1 import MAX_HEAD_BYTES, head_of, plain_request, whole_reply
+from ortserve.pacing import Pace
 from ortserve.replies import Reply
 
 
@@ -58,6 +60,7 @@ def talk(pieces: Sequence[bytes], *, app: Any = echo, pause_s: float = 0.001, th
         config = Config(app, log_config=None, timeout_keep_alive=KEPT_ALIVE_S)
         config.load()
         loop, state = asyncio.get_running_loop(), ServerState()
+        Connection.pace = Pace()  # one belongs to a loop
 
         def connection() -> Connection:
             made.append(Connection(config, state, {}, loop))
@@ -141,13 +144,15 @@ def test_who_is_turned_away_is_answered_at_the_head_and_keeps_the_connection(ful
     assert full.told + [path for _, path, _ in full.asked].count("/a") == 2
 
 
-def test_who_does_not_read_refusals_cannot_fill_memory_with_them(full: FullDoor) -> None:
+def test_who_does_not_read_refusals_cannot_fill_memory_with_them(full: FullDoor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacing, "AT_ONCE", 1_000_000)
     made: list[Connection] = []
 
     async def flood() -> int:
         config = Config(echo, log_config=None)
         config.load()
         loop, state = asyncio.get_running_loop(), ServerState()
+        Connection.pace = Pace()
 
         def connection() -> Connection:
             made.append(Connection(config, state, {}, loop))
@@ -219,6 +224,66 @@ def test_a_refusal_closes_where_its_caller_wants_that_once_the_body_is_here(full
 def test_the_rest_of_a_refused_body_is_waited_for_as_long_as_for_a_head(full: FullDoor, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
     monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.05)
     assert answers(talk([POST[:-2]])) == [["full"]]
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> FullDoor:
+    """Nobody is let in to POST /a, and everybody is told a moment later."""
+    door = FullDoor(standing=True)
+    monkeypatch.setattr(Connection, "door", door)
+    monkeypatch.setattr(pacing, "AT_ONCE", 0)
+    monkeypatch.setattr(pacing, "TICK_S", 0.1)
+    return door
+
+
+@pytest.mark.parametrize("cut", [5, 1, 0])  # bytes of the body that come after the refusal
+def test_who_is_told_a_moment_later_keeps_the_connection(held: FullDoor, cut: int) -> None:
+    sent = POST + POST[: len(POST) - cut]
+    first, second = sent[: len(POST)], sent[len(POST) :]
+    assert answers(talk([first, second, POST[len(POST) - cut :] + CLOSING], pause_s=0.2)) == [["full"], ["full"], LAST]
+    assert held.told == 2
+
+
+def test_what_is_sent_behind_a_refusal_that_is_held_has_its_turn(held: FullDoor) -> None:
+    assert answers(talk([POST + POST.replace(b"/a", b"/b") + CLOSING])) == [["full"], [*ANSWER[:1], "/b", *ANSWER[2:]], LAST]
+    assert answers(talk([POST, POST.replace(b"/a", b"/b"), CLOSING])) == [["full"], [*ANSWER[:1], "/b", *ANSWER[2:]], LAST]
+    assert held.told == 2
+
+
+@pytest.mark.parametrize("cut", [5, 0])
+def test_a_refusal_that_is_held_at_the_end_of_a_process_is_told(held: FullDoor, monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
+    monkeypatch.setattr(Connection, "leaving", False)  # put back what `shutdown` sets
+    monkeypatch.setattr(f"{__name__}.KEPT_ALIVE_S", 100)  # it is not that which closes
+    rest = POST[len(POST) - cut :]
+    assert answers(talk([POST[: len(POST) - cut], rest], then=Connection.shutdown)) == [["full"]]
+    assert held.told == 1
+
+
+def test_who_leaves_before_being_told_costs_nobody_anything(held: FullDoor) -> None:
+    problems: list[dict[str, Any]] = []
+
+    async def leave() -> None:
+        config = Config(echo, log_config=None)
+        config.load()
+        loop, state = asyncio.get_running_loop(), ServerState()
+        Connection.pace = Pace()
+        loop.set_exception_handler(lambda _, context: problems.append(context))
+        server = await loop.create_server(lambda: Connection(config, state, {}, loop), "127.0.0.1", 0)
+        async with server:
+            address = server.sockets[0].getsockname()
+            _, leaving = await asyncio.open_connection(*address)
+            leaving.write(POST)
+            reader, staying = await asyncio.open_connection(*address)
+            staying.write(POST)
+            while held.told < 2:
+                await asyncio.sleep(0.001)
+            leaving.transport.abort()
+            assert b'["full"]' in await reader.readuntil(b"]")
+            staying.transport.abort()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # whose transports take nothing once they are closed
+        runner.run(leave())
+    assert problems == []
 
 
 def test_who_was_refused_and_asks_no_more_is_let_go_as_anybody_else(full: FullDoor) -> None:  # noqa: ARG001
