@@ -1,7 +1,7 @@
 """How fast refusals go out: a few at once, and whoever comes on top of these a moment later.
 
-A caller who is refused and asks again at once, as often as it can, takes the CPUs from those who were let in: some dozen of them took
-three quarters of what a heavy model answers. One who is told a hundredth of a second later asks a hundred times a second.
+A caller who is refused and asks again at once, as often as it can, takes the CPUs from those who were let in. One who is told a hundredth
+of a second later asks a hundred times a second at most.
 """
 
 from __future__ import annotations
