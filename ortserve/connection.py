@@ -18,13 +18,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ortserve import logs
 from ortserve.accepting import Accepting
+from ortserve.deadline import Deadline
 from ortserve.errors import HeadersTooLarge, RequestError, RequestTimeout
 from ortserve.http1 import MAX_HEAD_BYTES, droppable_bytes, head_of, whole_reply
+from ortserve.one_write import OneWrite
 from ortserve.pacing import Pace
 from ortserve.replies import Reply, error_reply, log_failure
 
 HEAD_TIMEOUT_S = 30.0  # as long as the shipped profiles give a body
-_CONTINUE = b"HTTP/1.1 100 "  # an interim answer (RFC 9110, 15.2.1), before the head and without a body
 FIRST_BYTE_S = 1.0  # what a connection made just before the end has for its first byte: three round trips around the world
 
 
@@ -95,9 +96,6 @@ class Connection(HttpToolsProtocol):
     _in_head = False  # a request's first byte came, the empty line after its headers did not
     _began = False  # a request, in what the socket gave last
     _head_bytes = 0  # received of this head, counted by what the socket gave at once; the first of these is not counted
-    _due: float | None = None  # by the loop's clock: when what is expected has to be here
-    _watch: asyncio.TimerHandle | None = None  # one for all that is expected: to set and cancel one costs more than looking at a clock
-    _looks_at = 0.0  # when it comes
     _refusal: RequestError | None = None
     _dropping = False  # the body of a request that was turned away, which the parser reads
     _holding = False  # its refusal: its sender is told a moment later
@@ -108,14 +106,14 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect a head in time."""
         super().connection_made(transport)
-        self._expect(HEAD_TIMEOUT_S)
+        self._deadline = Deadline(self.loop, self._late)
+        self._deadline.expect(HEAD_TIMEOUT_S)
         if self.accepting is not None and not self._beside:
             self.accepting.go_on(self._another, self.config.ssl)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing more is expected."""
-        if self._watch is not None:
-            self._watch.cancel()
+        self._deadline.close()
         super().connection_lost(exc)
 
     def _another(self) -> Connection:
@@ -130,8 +128,8 @@ class Connection(HttpToolsProtocol):
             if not data:
                 return
         self._began = False
-        if self._due is not None and self._within and not self._in_head and not self._dropping:
-            self._expect(self.timeout_keep_alive)  # its answer is sent, its body is still coming
+        if self._deadline.expects and self._within and not self._in_head and not self._dropping:
+            self._deadline.expect(self.timeout_keep_alive)  # its answer is sent, its body is still coming
         try:
             self.parser.feed_data(data)
         except HttpParserUpgrade as upgrade:
@@ -152,11 +150,12 @@ class Connection(HttpToolsProtocol):
         """The first byte of a request."""
         super().on_message_begin()
         self._within, self._in_head, self._began, self._head_bytes = True, True, True, 0
-        self._expect(HEAD_TIMEOUT_S)
+        self._deadline.expect(HEAD_TIMEOUT_S)
 
     def on_headers_complete(self) -> None:
         """The head is whole: hand the request on, unless it is too large."""
-        self._in_head, self._due = False, None
+        self._in_head = False
+        self._deadline.forget()
         if len(self.url) + sum([len(name) + len(value) for name, value in self.headers]) > MAX_HEAD_BYTES:
             self._refusal = _too_large()
             raise self._refusal  # ends the parsing
@@ -175,7 +174,7 @@ class Connection(HttpToolsProtocol):
                 before.keep_alive = True  # its client has sent this one behind it: the last answer closes
             self.cycle.keep_alive = False
         if self.cycle is not before and self.cycle.scope["method"] != "HEAD":  # which has no body to wait for
-            self.cycle.transport = _OneWrite(self.transport)  # type: ignore[assignment]  # all that a response asks of one
+            self.cycle.transport = OneWrite(self.transport)  # type: ignore[assignment]  # all that a response asks of one
 
     def on_message_complete(self) -> None:
         """The body is whole."""
@@ -188,7 +187,7 @@ class Connection(HttpToolsProtocol):
             self._dropped()
 
     def on_response_complete(self) -> None:
-        """Answer who waits behind it; else expect the next request, as long as uvicorn does, by the one watch that is there already."""
+        """Answer who waits behind it; else expect the next request, as long as uvicorn does, by the timer that is there already."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -196,7 +195,7 @@ class Connection(HttpToolsProtocol):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         elif not self._in_head:  # which is expected already
-            self._expect(self.timeout_keep_alive)
+            self._deadline.expect(self.timeout_keep_alive)
 
     def _told_again(self, data: bytes) -> bytes:
         """What is left of `data` for the parser, once whoever asks for what was refused a moment ago is told the same."""
@@ -211,7 +210,7 @@ class Connection(HttpToolsProtocol):
                 self.cycle = _ANSWERED
                 self.transport.write(reply)
             if self._holding or size > len(data):
-                self._expect(HEAD_TIMEOUT_S)  # the rest of the body
+                self._deadline.expect(HEAD_TIMEOUT_S)  # the rest of the body
             data = self._drop(data, size)
         return data
 
@@ -255,7 +254,7 @@ class Connection(HttpToolsProtocol):
             return False
         self.cycle = _ANSWERED
         self._dropping, self._last = True, not self.parser.should_keep_alive()
-        self._expect(HEAD_TIMEOUT_S)  # the rest of the body
+        self._deadline.expect(HEAD_TIMEOUT_S)  # the rest of the body
         self._write(*refused, last=self._last)
         return True
 
@@ -272,7 +271,7 @@ class Connection(HttpToolsProtocol):
     def shutdown(self) -> None:
         """The server ends: close once everything that was read, the beginning of a head included, is answered."""
         let_go()
-        if self._holding or self._dropping or self._unparsed_bytes:
+        if self._dropping or self._unparsed_bytes or self.cycle is _HELD:
             self._last = True  # closed before its body is here, its sender would be told of a reset, and not what was answered
         elif self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False
@@ -285,26 +284,9 @@ class Connection(HttpToolsProtocol):
         if self.cycle is None and not self._in_head:
             self.transport.close()
 
-    def _expect(self, within_s: float) -> None:
-        """What comes next has to be here within that time."""
-        self._due = self.loop.time() + within_s
-        if self._watch is None or self._looks_at > self._due:
-            self._look_in(within_s)
-
-    def _look_in(self, seconds: float) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-        self._looks_at = self.loop.time() + seconds
-        self._watch = self.loop.call_later(seconds, self._look)
-
-    def _look(self) -> None:
-        """Whether what is expected is late. Where it is not due yet, look again then; where nothing is expected, no more."""
-        self._watch = None
-        if self._due is None:
-            return
-        if (left_s := self._due - self.loop.time()) > 0:
-            self._look_in(left_s)
-        elif self._in_head:
+    def _late(self) -> None:
+        """What was expected did not come."""
+        if self._in_head:
             self._refuse(RequestTimeout(f"the headers were not complete after {HEAD_TIMEOUT_S:g} s: send them at once"))
         else:
             self.transport.close()
@@ -319,35 +301,6 @@ class Connection(HttpToolsProtocol):
         logs.request_id.reset(token)
         self._write(reply, request_id, last=True)
         self.transport.close()
-
-
-class _OneWrite:
-    """A transport for one response, whose head goes out with the first of its body: one system call and one packet in place of two.
-
-    ASGI asks for it too: no part of a response is to be sent before the first event of its body.
-    """
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._begun = False
-        self._head = b""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        """Keep the head for the next call; send anything else behind it."""
-        if not self._begun and not data.startswith(_CONTINUE):
-            self._begun, self._head = True, data
-            return
-        head, self._head = self._head, b""
-        self._transport.write(head + data)
-
-    def close(self) -> None:
-        """Send what was kept, and close."""
-        if self._head:
-            self.write(b"")
-        self._transport.close()
 
 
 def _too_large() -> HeadersTooLarge:

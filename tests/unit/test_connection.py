@@ -250,6 +250,13 @@ def test_what_is_sent_behind_a_refusal_that_is_held_has_its_turn(held: FullDoor)
     assert held.told == 2
 
 
+def test_what_is_behind_a_held_refusal_at_the_end_of_a_process_is_answered(held: FullDoor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Connection, "leaving", False)  # put back what `shutdown` sets
+    monkeypatch.setattr(f"{__name__}.KEPT_ALIVE_S", 100)  # it is not that which closes
+    assert answers(talk([POST + POST.replace(b"/a", b"/b"), b""], then=Connection.shutdown)) == [["full"], [*ANSWER[:1], "/b", *ANSWER[2:]]]
+    assert held.told == 1
+
+
 @pytest.mark.parametrize("cut", [5, 0])
 def test_a_refusal_that_is_held_at_the_end_of_a_process_is_told(held: FullDoor, monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
     monkeypatch.setattr(Connection, "leaving", False)  # put back what `shutdown` sets
@@ -355,51 +362,6 @@ def test_a_head_over_the_limit_is_431_in_one_piece_and_in_many() -> None:
         said = talk(pieces)
         assert said.startswith(b"HTTP/1.1 431 ")
         assert b'"code":"headers_too_large"' in said
-
-
-class Written:
-    """A transport that notes each system call it would make."""
-
-    def __init__(self) -> None:
-        self.calls: list[bytes] = []
-        self.closed = False
-
-    def write(self, data: bytes) -> None:
-        self.calls.append(data)
-
-    def close(self) -> None:
-        self.closed = True
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-
-def one_write() -> tuple[Written, Any]:
-    written = Written()
-    return written, connection._OneWrite(written)  # type: ignore[arg-type]
-
-
-def test_a_head_goes_out_with_the_first_of_its_body() -> None:
-    written, transport = one_write()
-    transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    assert written.calls == [b"HTTP/1.1 100 Continue\r\n\r\n"]  # the body that it asks for comes only then
-    transport.write(b"HTTP/1.1 200 OK\r\n\r\n")
-    assert len(written.calls) == 1
-    transport.write(b"HTTP/1.1 100 as the body says")
-    transport.write(b" and more")
-    assert written.calls[1:] == [b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 100 as the body says", b" and more"]
-    assert not transport.is_closing()
-
-
-@pytest.mark.parametrize("body", [True, False])
-def test_a_close_sends_what_was_kept(body: bool) -> None:
-    written, transport = one_write()
-    transport.write(b"head")
-    if body:
-        transport.write(b"")
-    transport.close()
-    assert written.calls == [b"head"]
-    assert written.closed
 
 
 def test_head_and_continue_are_answered_over_a_real_connection() -> None:
