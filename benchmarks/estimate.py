@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from benchmarks.plan import BARE_BEST, BARE_SHARE, SHORTEST_S, Case, Plan, Session, filling_s
+from benchmarks.plan import BARE_BEST, BARE_SHARE, CAPACITY, SHORTEST_S, Case, Plan, Session, filling_s
 
 # Seconds. What a session costs beside its windows, measured on two CPUs: starting, asking, ending.
 SESSION_S = {"resnet50": 6.0, "near_empty": 5.0, "tensor": 6.0, "classify_batch": 6.0, "digits": 5.0}
@@ -48,6 +48,8 @@ def _session_s(plan: Plan, session: Session) -> float:
         whole += plan.load_s(session, load, per_second)
         if plan.bare_beside(session, load) is not None:
             whole += plan.window_s(session.case) + 2 * (BARE_START_S + BARE_OPEN_S)
+        if plan.capacity_again(session, load):
+            whole += WARM_UP_S + plan.load_s(session, CAPACITY, per_second)
         if load.percent is not None and load.percent > 100:
             whole += filling_s(per_second, load.percent) + TAIL_S
         else:

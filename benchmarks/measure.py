@@ -21,7 +21,7 @@ from benchmarks.bare import alone
 from benchmarks.figures import SETUP
 from benchmarks.models import Model
 from benchmarks.places import PEERS
-from benchmarks.plan import BARE_BEST, BARE_SHARE, Case, Plan, Session, filling_s
+from benchmarks.plan import BARE_BEST, BARE_SHARE, CAPACITY, Case, Plan, Session, filling_s
 from benchmarks.process import DidNotStart, PeakMemory, Served, pss_bytes
 from benchmarks.state import State
 from benchmarks.systems import BY_NAME, System
@@ -78,7 +78,7 @@ def _served(session: Session, plan: Plan, state: State, told: Told) -> None:
         wrong = check(system, asked, served) if system.answers else None
         if "start" not in have:
             state.add(session.key, "start", ready_s=served.ready_s, pss_mib=pss_bytes(served.processes()) / 2**20, wrong=wrong)
-        capacity = have.get("closed 32", {}).get("requests_per_s", 0.0)
+        capacity = have.get(CAPACITY.key, {}).get("requests_per_s", 0.0)
         for load in session.loads:
             if load.key in have:
                 continue
@@ -92,9 +92,14 @@ def _served(session: Session, plan: Plan, state: State, told: Told) -> None:
             decoding = plan.bare_beside(session, load)
             before = _bare_beside(session, decoding, plan, state)
             point = loaded(served, asked.files, load.callers, seconds, rate=rate, seed=session.round, warm_up_s=warm_up_s)
-            after = _bare_beside(session, decoding, plan, state)
-            state.add(session.key, load.key, **point, **({"beside": [*before, *after]} if decoding is not None else {}))
-            if load.key == "closed 32":
+            more: dict[str, Any] = {}
+            if decoding is not None:
+                more["beside"] = [*before, *_bare_beside(session, decoding, plan, state)]
+            if plan.capacity_again(session, load):
+                again = loaded(served, asked.files, CAPACITY.callers, plan.load_s(session, CAPACITY, capacity), seed=session.round)
+                more["capacity_again_per_s"] = again["requests_per_s"]
+            state.add(session.key, load.key, **point, **more)
+            if load == CAPACITY:
                 capacity = point["requests_per_s"]
 
 

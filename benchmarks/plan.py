@@ -60,6 +60,7 @@ COUNTED: dict[tuple[Case, str], tuple[int, ...]] = {
 # Of several set-ups of one server one takes tensors: it differs from the others in how it decodes.
 TENSOR = ("default", "latency", "int8", "pytorch", "ort_tuned", "ort_tuned2", "litserve", "mosec", "pytriton")
 SHOWN: dict[Case, tuple[tuple[int, ...], float]] = {"tensor": ((1, 8, 32), 3.0), "classify_batch": ((1, 8), 8.0)}
+BRACKETED = 90  # per cent of capacity, from which on a drift of the machine is as large as what is left
 COUNTED_PEERS: dict[Case, tuple[int, ...]] = {"resnet50": (8, 32), "near_empty": (8, 32, 64)}
 
 
@@ -74,6 +75,9 @@ class Load:
     def key(self) -> str:
         """As results call it."""
         return f"closed {self.callers}" if self.percent is None else f"open {self.percent}"
+
+
+CAPACITY = Load(32)  # what a system answers there is its capacity, of which an open loop takes its share
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ class Plan:
         if load.percent is not None:
             wanted_s = min(BELOW_ANSWERS / (capacity * load.percent / 100), BELOW_S)
             return max(self.window_s(session.case, SHORT_SHARE), wanted_s)
-        whole = load == Load(32) if session.part == "open" else load.callers in counted(BY_NAME[session.system], session.case)
+        whole = load == CAPACITY if session.part == "open" else load.callers in counted(BY_NAME[session.system], session.case)
         return self.window_s(session.case, 1.0 if whole else SHORT_SHARE)
 
     def bare_precisions(self, session: Session) -> tuple[str, ...]:
@@ -142,6 +146,10 @@ class Plan:
     def bare_beside(self, session: Session, load: Load) -> bool | None:
         """Whether the bare runs beside that load decode a picture too; None: there are none."""
         return OVER_BARE.get((session.case, session.system, load.callers)) if self.judged and session.part == "closed" else None
+
+    def capacity_again(self, session: Session, load: Load) -> bool:
+        """Whether capacity is measured once more after that load: it is just below it, and the machine may have slowed meanwhile."""
+        return self.judged and load.percent is not None and BRACKETED <= load.percent < 100 and BY_NAME[session.system].kind == "ours"
 
     def closed_sessions(self, turns: Iterable[int], contenders: Mapping[Case, Sequence[str]]) -> list[Session]:
         """Systems under closed loops, round by round, after what needs no server; all of them in the first round."""
@@ -161,7 +169,7 @@ class Plan:
         if not self.open:
             return []
         highest = (Load(self.highest),) if self.highest else ()
-        loads = (Load(32), *(Load(CONNECTIONS, percent) for percent in self.open), *highest)
+        loads = (CAPACITY, *(Load(CONNECTIONS, percent) for percent in self.open), *highest)
         return [
             Session(turn, case, name, "open", loads)
             for turn in range(self.open_rounds)

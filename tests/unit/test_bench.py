@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +130,31 @@ def test_bare_runs_beside_a_load_are_of_the_best_setup_of_its_kind(tmp_path: Pat
     assert measure._bare_beside(session, None, plan, state) == []
 
 
+def unstarted(monkeypatch: pytest.MonkeyPatch, loaded: Callable[..., dict[str, Any]]) -> None:
+    """Let `measure` start nothing, and `loaded` say what a load did."""
+    served = SimpleNamespace(ready_s=1.0, processes=list)
+    system = SimpleNamespace(shown="this service", answers=False, start=lambda *_, **__: nullcontext(served))
+    monkeypatch.setattr(measure, "BY_NAME", {"default": system})
+    monkeypatch.setattr(measure, "asked_of", lambda *_, **__: SimpleNamespace(model=None, files=()))
+    monkeypatch.setattr(measure, "pss_bytes", lambda _: 0)
+    monkeypatch.setattr(measure, "loaded", loaded)
+
+
+def test_just_below_capacity_it_is_measured_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter([100.0, 94.0, 90.0])  # the machine slows
+
+    def loaded(_: object, __: object, callers: int, ___: float, *, rate: float = 0.0, **____: object) -> dict[str, Any]:
+        return {"callers": callers, "rate": rate, "requests_per_s": next(rates), "failed": 0}
+
+    unstarted(monkeypatch, loaded)
+    plan, state = complete(minutes=50, rounds=1), State(tmp_path / "s.jsonl", SETTINGS)
+    session = Session(0, "near_empty", "default", "open", (Load(32), Load(512, 95)))
+    measure.run(session, plan, state, lambda _: None)
+    near = state.of(session.key)["open 95"]
+    assert (near["callers"], near["rate"], near["requests_per_s"], near["capacity_again_per_s"]) == (512, 95.0, 94.0, 90.0)
+    assert "capacity_again_per_s" not in state.of(session.key)["closed 32"]
+
+
 @pytest.mark.parametrize("failing", [(), ("before",), ("after",)])
 def test_a_load_is_measured_between_its_bare_runs_and_kept_where_one_fails(
     failing: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -146,12 +171,7 @@ def test_a_load_is_measured_between_its_bare_runs_and_kept_where_one_fails(
         happened.append("load")
         return {"requests_per_s": 18.0, "failed": 0}
 
-    served = SimpleNamespace(ready_s=1.0, processes=list)
-    system = SimpleNamespace(shown="this service", answers=False, start=lambda *_, **__: nullcontext(served))
-    monkeypatch.setattr(measure, "BY_NAME", {"default": system})
-    monkeypatch.setattr(measure, "asked_of", lambda *_, **__: SimpleNamespace(model=None, files=()))
-    monkeypatch.setattr(measure, "pss_bytes", lambda _: 0)
-    monkeypatch.setattr(measure, "loaded", loaded)
+    unstarted(monkeypatch, loaded)
     monkeypatch.setattr(measure, "run_json", run_json)
     monkeypatch.setattr(measure, "model_of", lambda _: SimpleNamespace(folder=tmp_path))
     monkeypatch.setattr(measure.models, "pictures", lambda _: [tmp_path / "p.jpg"])
@@ -227,6 +247,17 @@ def test_the_open_loop_is_for_ours_and_the_two_best_peers_of_the_case() -> None:
     latecomer = closed(1, "mosec", 16, "closed 32")  # in the second round: who was left out of it is not the best
     assert bench.best_peers(plan, Figures([*points, latecomer]))["resnet50"] == ["mosec"]
     assert [load.key for load in sessions[0].loads] == ["closed 32", "open 50", "open 80", "open 95", "open 120", "open 400", "closed 256"]
+
+
+def test_what_is_just_below_the_capacity_of_ours_is_followed_by_that_capacity_again() -> None:
+    plan = complete(minutes=50, rounds=1)
+    again = {
+        (session.case, session.system, load.key)
+        for session in plan.open_sessions({"resnet50": ["mosec"], "near_empty": ["mosec"]})
+        for load in session.loads
+        if plan.capacity_again(session, load)
+    }
+    assert again == {("resnet50", "default", "open 95"), ("near_empty", "default", "open 95"), ("near_empty", "light", "open 95")}
 
 
 def test_an_unknown_system_is_refused_by_name() -> None:

@@ -187,6 +187,19 @@ def test_overload_is_compared_with_the_capacity_of_the_same_session() -> None:
     assert named(figures, "errors below capacity").values == (0.0,)  # refusals past it are no errors
 
 
+def test_what_the_server_no_longer_answered_just_after_was_not_below_capacity() -> None:
+    session = "0/near_empty/light/open"
+
+    def errors(again: float) -> Any:
+        near = point(session, "open 95", requests_per_s=700.0, failed=7, rate=950.0, capacity_again_per_s=again)
+        return named(Figures([point(session, "open 80", requests_per_s=800.0, failed=0, rate=800.0), near]), "errors below capacity")
+
+    assert errors(950.0).values == (7,)  # it could have answered them
+    assert errors(949.0).values == (0,)
+    assert "1 of 2 windows left out" in errors(949.0).what
+    assert "left out" not in errors(950.0).what
+
+
 def test_memory_takes_each_server_without_a_model_off() -> None:
     figures = Figures(
         [
