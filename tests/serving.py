@@ -68,6 +68,13 @@ def free_port() -> int:
         return port
 
 
+def refuses(port: int) -> bool:
+    """Whether nobody new gets in there."""
+    with socket.socket() as probe:
+        probe.settimeout(0.1)  # while newcomers are only ignored
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
 def until(happened: Callable[[], bool], timeout_s: float = 90) -> None:
     """Come back once that is so. Raises AssertionError where it is not in time. For foreign processes, which give no event to wait for."""
     deadline = time.monotonic() + timeout_s

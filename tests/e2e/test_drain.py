@@ -16,7 +16,7 @@ import pytest
 
 from deploy.callers import Callers
 from tests.packages import add_package, picture, write_profile
-from tests.serving import Server, until
+from tests.serving import Server, refuses, until
 
 pytestmark = pytest.mark.e2e
 
@@ -104,13 +104,6 @@ def test_a_request_on_its_way_when_the_service_is_told_to_stop_is_answered(start
         assert answer.startswith(b"HTTP/1.1 200 "), answer
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["predictions"][0]["label"] == "blue"
         assert server.wait_exit() == 0
-
-
-def refuses(port: int) -> bool:
-    """Whether nobody new gets in there."""
-    with socket.socket() as probe:
-        probe.settimeout(0.1)  # while newcomers are only ignored
-        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def test_ctrl_c_does_not_wait(start: Start) -> None:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.serving import ROOT, free_port, until
+from tests.serving import ROOT, free_port, refuses, until
 
 CALLERS = 60
 # Every answer takes the loop twenty milliseconds, and says how many connections it had accepted by then.
@@ -55,7 +55,7 @@ def test_who_connects_to_a_busy_process_does_not_wait_for_a_turn_of_each_before(
     port = free_port()
     with subprocess.Popen([sys.executable, "-c", SERVER, str(port)], cwd=ROOT, stdout=subprocess.PIPE) as server, ExitStack() as stack:
         stack.callback(server.kill)
-        until(lambda: listens(port))
+        until(lambda: not refuses(port))
         holding = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
         holding.sendall(b"GET /hold HTTP/1.1\r\n\r\n")
         assert server.stdout is not None
@@ -68,11 +68,6 @@ def test_who_connects_to_a_busy_process_does_not_wait_for_a_turn_of_each_before(
         assert server.wait(60) == 0
     assert accepted[-1] == CALLERS + 2  # and the one that holds, and the one that looked whether anybody listens
     assert accepted[CALLERS // 4] == CALLERS + 2  # with one in each turn it would be as many as were answered, and a few
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def whole(calling: socket.socket) -> bytes:
