@@ -9,7 +9,7 @@ import bentoml
 from bentoml.validators import ContentType
 from pydantic import Field
 
-from ortserve.bento import exit_with_one_line, wanted_models
+from ortserve.model_store import wanted_models
 from ortserve.schemas import (
     BatchClassification,
     BatchDetection,
@@ -20,7 +20,7 @@ from ortserve.schemas import (
     TextClassifications,
 )
 from ortserve.services import OrtService, runners
-from ortserve.startup import profile_from_environment, resources
+from ortserve.startup import exit_with_one_line, profile_from_environment, resources
 
 with exit_with_one_line():
     profile = profile_from_environment()  # ORTSERVE_PROFILE: a shipped name or a file

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -15,13 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import bentoml
 from _bentoml_sdk.service import Service
-from bentoml import Tag
-from bentoml.exceptions import BentoMLException, NotFound
-from bentoml.models import BentoModel
 from bentoml.serving import running_inside_container
 
-from ortserve import first_worker, liveness, logs, multiprocess, parent, readiness, startup, tracing
-from ortserve.errors import ModelError, StartupError
+from ortserve import first_worker, liveness, logs, model_store, multiprocess, parent, readiness, startup, tracing
+from ortserve.errors import StartupError
 from ortserve.execution import Execution
 from ortserve.profile import Profile
 
@@ -38,40 +34,6 @@ if TYPE_CHECKING:
     from ortserve.tasks import Task
 
 logger = logging.getLogger("ortserve.bento")
-
-
-def wanted_models(profile: Profile) -> list[BentoModel]:
-    """The models to serve, as `startup.wanted_tags` has them. Raises ModelError where one is no tag."""
-    models: list[BentoModel] = []
-    for tag in startup.wanted_tags(profile):
-        try:
-            models.append(PackagedModel(tag))
-        except (BentoMLException, ValueError) as error:
-            raise ModelError(f"{tag!r} is no model tag: expected NAME or NAME:VERSION ({error})") from None
-    return models
-
-
-class PackagedModel(BentoModel):
-    """A model of the local store; never looked for anywhere else."""
-
-    def resolve(self, base_path: Any = None, *_: Any) -> Any:
-        """The stored model. Exits with one line where the store does not have it: BentoML would ask its cloud."""
-        if self.stored is None:
-            with exit_with_one_line():
-                raise ModelError(
-                    f"model {self.tag} is not in the BentoML store: expected a package made by `python build_model.py` or brought by "
-                    f"`bentoml models import FILE`; `bentoml models list` shows what is there, {startup.MODEL_ENV} chooses"
-                )
-        return super().resolve(base_path) if base_path is not None else self.stored
-
-
-@contextlib.contextmanager
-def exit_with_one_line() -> Iterator[None]:
-    """Turn a StartupError into one line on standard error and exit status 1."""
-    try:
-        yield
-    except StartupError as error:
-        raise SystemExit(f"error: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -136,9 +98,9 @@ class PackagedService(Service[Any]):
     def on_load_bento(self, bento: Bento) -> None:
         """Take the bento's pinned models, exiting with one line where one is not in the store: BentoML would ask its cloud."""
         super().on_load_bento(bento)
-        with exit_with_one_line():
+        with startup.exit_with_one_line():
             for info in bento.info.all_models:
-                _stored(info.tag)
+                model_store.stored(info.tag)
 
     def selected(self) -> list[Any]:
         """The stored models to serve: in a bento of its own list, else those that were asked for. Raises ModelError."""
@@ -147,15 +109,15 @@ class PackagedService(Service[Any]):
         info = self.bento.info
         pinned = [model.tag for model in info.all_models]
         if os.environ.get(startup.MODEL_ENV) or self.profile.models:
-            tags = [_pinned(wanted, pinned) for wanted in startup.wanted_tags(self.profile)]
+            tags = [model_store.pinned(wanted, pinned) for wanted in startup.wanted_tags(self.profile)]
         else:
             tags = [model.tag for model in next(service for service in info.services if service.name == info.entry_service).models]
-        return [_stored(tag) for tag in tags if self.holds(tag.name)]
+        return [model_store.stored(tag) for tag in tags if self.holds(tag.name)]
 
     def begin(self) -> None:
         """In the parent, before any worker exists: the models are chosen, the run folder made, the first workers watched."""
         logs.configure(self.profile.logging)
-        with exit_with_one_line():
+        with startup.exit_with_one_line():
             self.selected()
             begun = readiness.begun()  # by the service whose runner this is
             folder = begun or readiness.create_run_folder()
@@ -306,23 +268,3 @@ class PackagedService(Service[Any]):
         if self.bento is not None:
             return self.bento.tag.version or ""
         return ", ".join(package.version for package in self.packages.values())
-
-
-def _pinned(wanted: str, pinned: Sequence[Tag]) -> Tag:
-    """The bento's own model that NAME or NAME:VERSION means. Raises ModelError."""
-    tag = next((tag for tag in pinned if wanted in (str(tag), tag.name)), None)
-    if tag is None:
-        raise ModelError(
-            f"model {wanted} is not in this bento: expected one of {', '.join(map(str, pinned))}; choose with {startup.MODEL_ENV} or with "
-            "the profile's models, or build a bento that holds it"
-        )
-    return tag
-
-
-def _stored(tag: Tag) -> Any:
-    try:
-        return bentoml.models.get(tag)
-    except NotFound:
-        raise ModelError(
-            f"model {tag}, pinned by this bento, is not in the BentoML store: import it with `bentoml models import FILE`"
-        ) from None

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from ortserve import gpu, profile_file
-from ortserve.errors import ModelError, ProviderError
+from ortserve.errors import ModelError, ProviderError, StartupError
 from ortserve.execution import GPU_PROVIDERS, Execution
 from ortserve.profile import Profile
 
@@ -22,6 +23,15 @@ Opened = TypeVar("Opened")
 PROFILE_ENV = "ORTSERVE_PROFILE"  # a shipped name or a file; "default" where unset
 MODEL_ENV = "ORTSERVE_MODEL"  # model tags, NAME or NAME:VERSION, with commas between; where unset the profile's models, or "digits"
 DEFAULT_MODEL = "digits"
+
+
+@contextlib.contextmanager
+def exit_with_one_line() -> Iterator[None]:
+    """Turn a StartupError into one line on standard error and exit status 1."""
+    try:
+        yield
+    except StartupError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def profile_from_environment() -> Profile:

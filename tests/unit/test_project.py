@@ -53,14 +53,16 @@ ENGINE = {
 }
 # What belongs to HTTP and BentoML: nothing of the foundation, the engine or the build may import it.
 EDGE = {
-    *("accepting", "app", "bento", "body", "connection", "door", "drain", "edge", "http1", "listening", "metrics_port", "one_write"),
-    *("openapi", "pacing", "page", "paths", "replies", "requests", "routes", "schemas", "services", "streams", "v2"),
+    *("accepting", "app", "bento", "body", "connection", "door", "drain", "edge", "http1", "listening", "metrics_port"),
+    *("model_store", "one_write", "openapi", "pacing", "page", "paths", "replies", "requests", "routes", "schemas", "services"),
+    *("streams", "v2"),
 }
 # Where BentoML may be imported: its service, its edge, its store.
 KNOWS_BENTOML = {
     "service",
     "ortserve.app",
     "ortserve.bento",
+    "ortserve.model_store",
     "ortserve.openapi",
     "ortserve.page",
     "ortserve.services",
