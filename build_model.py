@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from ortserve.errors import OrtServeError
+from ortserve.export.interrupt import Interrupt
 from ortserve.export.options import BoxScale, ChannelOrder, Options, Pooling, ResizeMode, Suppression, Task
 from ortserve.manifest import Background, BoxFormat, LabelsPerBox, Layout, Precision, ScoreActivation
 
@@ -172,11 +173,12 @@ def main(
         max_batch=max_batch,
     )
     try:
-        # Imported here: torch takes seconds, and --help or a mistyped option should not wait for it.
-        from ortserve.export.pipeline import build
-        from ortserve.export.report import Screen
+        with Interrupt() as interrupt:
+            # Imported here: torch takes seconds, and --help or a mistyped option should not wait for it.
+            from ortserve.export.pipeline import build
+            from ortserve.export.report import Screen
 
-        tag = build(options, screen := Screen())
+            tag = build(options, screen := Screen(interrupt=interrupt))
         screen.line(f"Saved {tag}. Serve it:  ORTSERVE_MODEL={tag} bentoml serve")
     except OrtServeError as error:
         if debug:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from ortserve.export.interrupt import Interrupt
 from ortserve.manifest import Difference, ParityReport, Precision, Variant
 
 # Where there is no terminal, a stage that can count says every few seconds how far it is.
@@ -39,9 +40,13 @@ class Stage:
 
 
 class Screen:
-    """Where a build writes. On a terminal bars move; elsewhere plain lines appear one after the other."""
+    """Where a build writes. On a terminal bars move; elsewhere plain lines appear one after the other.
 
-    def __init__(self, console: Console | None = None) -> None:
+    With `interrupt`, no stage begins after Ctrl-C.
+    """
+
+    def __init__(self, console: Console | None = None, interrupt: Interrupt | None = None) -> None:
+        self._interrupt = interrupt
         self.console = console or Console()
         if not self.console.is_terminal:
             self.console = Console(file=self.console.file, width=PLAIN_WIDTH)
@@ -49,6 +54,8 @@ class Screen:
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
         """A stage called `name`; its line is printed once it is done."""
+        if self._interrupt is not None:
+            self._interrupt.check()
         start = time.perf_counter()
         columns = (SpinnerColumn(), TextColumn("{task.description:<14}"), BarColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
