@@ -152,6 +152,10 @@ class Connection(HttpToolsProtocol):
         self._within, self._in_head, self._began, self._head_bytes = True, True, True, 0
         self._deadline.expect(HEAD_TIMEOUT_S)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One field: the parser leaves whitespace behind a value, which is no part of it (RFC 9112, 5.1)."""
+        super().on_header(name, value.rstrip(b" \t"))
+
     def on_headers_complete(self) -> None:
         """The head is whole: hand the request on, unless it is too large."""
         self._in_head = False

@@ -61,6 +61,12 @@ def value(server: Server, name: str, **labels: str) -> float:
     return sum(number for (sample, pairs), number in server.metrics().items() if sample == name and labels.items() <= dict(pairs).items())
 
 
+def admitted(server: Server) -> float:
+    """Rows that wait or have started, of one scrape."""
+    names = ("ortserve_queue_size_rows", "ortserve_batch_size_rows_sum")
+    return sum(number for (sample, _), number in server.metrics().items() if sample in names)
+
+
 def test_a_full_queue_refuses_at_once_and_what_it_took_is_answered_rightly(tight: Server) -> None:
     before = value(tight, "ortserve_refusals_total", reason="queue_full")
     colours = [NAMES[index % 3] for index in range(24)]
@@ -135,7 +141,7 @@ def test_a_service_told_to_stop_answers_everything_it_has_read(home: Path, tmp_p
     with Server(home, env=env) as server, ThreadPoolExecutor(9) as pool:
         asked = [(colour, pool.submit(classify, server, colour)) for colour in NAMES * 2]
         batch = pool.submit(httpx.post, f"{server.base_url}/classify_batch", files=many(["blue", "green"]), timeout=120)
-        until(lambda: value(server, "ortserve_queue_size_rows") == 7)  # eight rows: one runs
+        until(lambda: admitted(server) == 8)
         server.process.send_signal(signal.SIGTERM)
         for colour, future in asked:
             answer = future.result()

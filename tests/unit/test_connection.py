@@ -69,6 +69,12 @@ def test_a_head_over_the_limit_is_431_in_one_piece_and_in_many() -> None:
         assert b'"code":"headers_too_large"' in said
 
 
+def test_whitespace_behind_a_value_is_no_part_of_it() -> None:
+    said = talk([POST.replace(b"Host: x", b"Expect:\t100-continue \t"), CLOSING])
+    assert said.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 ")
+    assert answers(said) == [ANSWER, LAST]
+
+
 def test_head_and_continue_are_answered_over_a_real_connection() -> None:
     said = talk([POST.replace(b"POST", b"HEAD"), POST.replace(b"Host: x", b"Expect: 100-continue"), CLOSING])
     head, rest = said.split(b"\r\n\r\n", 1)

@@ -30,7 +30,7 @@ class Parsed:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.whole:
-            self.headers.append((name.lower(), value))
+            self.headers.append((name.lower(), value.rstrip(b" \t")))  # as `Connection` has it
 
     def on_body(self, body: bytes) -> None:
         self.body += body if not self.whole else b""
