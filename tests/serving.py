@@ -29,6 +29,8 @@ SERVE_ONE = ("bentoml_cli._internal.start", "start-http-server")  # one service 
 # Processes are found by this variable: BentoML's workers leave the process group, and orphans leave the process tree.
 _MARK = "ORTSERVE_TEST_SERVER"
 
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]  # of `/metrics`: by name and labels
+
 
 def bentoml_environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment for a `bentoml` command on the store in `home`: this one's, without settings that change what is served."""
@@ -195,7 +197,7 @@ class Server:
         except FileNotFoundError:
             return self._log
 
-    def metrics(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    def metrics(self) -> Samples:
         """The samples of `/metrics`: `{(name, frozenset(labels.items())): value}`."""
         with urllib.request.urlopen(f"{self.base_url}/metrics", timeout=10) as answer:
             text = answer.read().decode()
@@ -204,3 +206,13 @@ class Server:
             for family in text_string_to_metric_families(text)
             for sample in family.samples
         }
+
+
+def total(samples: Samples, name: str, **labels: str) -> float:
+    """The sum of a metric's samples that carry these labels."""
+    return sum(number for (sample, pairs), number in samples.items() if sample == name and labels.items() <= dict(pairs).items())
+
+
+def value(server: Server, name: str, **labels: str) -> float:
+    """That sum now."""
+    return total(server.metrics(), name, **labels)

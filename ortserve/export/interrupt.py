@@ -13,13 +13,13 @@ class Interrupt:
         self._came = False
 
     def __enter__(self) -> Interrupt:
-        self._before = signal.getsignal(signal.SIGINT)
-        if self._before is signal.default_int_handler:  # a job in the background ignores it
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a job in the background ignores it
             signal.signal(signal.SIGINT, self._remember)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        if signal.getsignal(signal.SIGINT) == self._remember:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def check(self) -> None:
         """Nothing, unless SIGINT came and the build went on. Raises KeyboardInterrupt."""

@@ -20,7 +20,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from ortserve.catalogue import CATALOGUE
 from tests.packages import add_package, picture, write_profile
-from tests.serving import Server, until
+from tests.serving import Samples, Server, total, until
 
 pytestmark = pytest.mark.e2e
 
@@ -96,11 +96,11 @@ class Told:
 
     server: Server
     answers: list[httpx.Response]
-    metrics: dict[tuple[str, frozenset[tuple[str, str]]], float] = field(default_factory=dict)
+    metrics: Samples = field(default_factory=dict)
 
     def value(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that carry these labels."""
-        return sum(number for (sample, pairs), number in self.metrics.items() if sample == name and labels.items() <= dict(pairs).items())
+        return total(self.metrics, name, **labels)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 
 from tests.packages import COLOURS, add_package, picture, write_profile
 from tests.rush import at_once
-from tests.serving import Server, until
+from tests.serving import Server, total, until, value
 
 pytestmark = pytest.mark.e2e
 
@@ -56,15 +56,10 @@ def best(answer: httpx.Response) -> str:
     return label
 
 
-def value(server: Server, name: str, **labels: str) -> float:
-    """The sum of a metric's samples that carry these labels."""
-    return sum(number for (sample, pairs), number in server.metrics().items() if sample == name and labels.items() <= dict(pairs).items())
-
-
 def admitted(server: Server) -> float:
     """Rows that wait or have started, of one scrape."""
-    names = ("ortserve_queue_size_rows", "ortserve_batch_size_rows_sum")
-    return sum(number for (sample, _), number in server.metrics().items() if sample in names)
+    samples = server.metrics()
+    return total(samples, "ortserve_queue_size_rows") + total(samples, "ortserve_batch_size_rows_sum")
 
 
 def test_a_full_queue_refuses_at_once_and_what_it_took_is_answered_rightly(tight: Server) -> None:

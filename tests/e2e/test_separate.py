@@ -15,7 +15,7 @@ import pytest
 
 from tests.packages import COLOURS, add_package, picture, write_profile
 from tests.rush import at_once
-from tests.serving import ROOT, SERVE_ONE, Server, free_port, until
+from tests.serving import ROOT, SERVE_ONE, Server, free_port, until, value
 
 pytestmark = pytest.mark.e2e
 
@@ -66,11 +66,6 @@ def best(answer: httpx.Response) -> str:
 def code(answer: httpx.Response) -> str:
     error: str = answer.json()["error"]["code"]
     return error
-
-
-def value(server: Server, name: str, **labels: str) -> float:
-    """The sum of a metric's samples that carry these labels."""
-    return sum(number for (sample, pairs), number in server.metrics().items() if sample == name and labels.items() <= dict(pairs).items())
 
 
 def status(server: Server, path: str = "/readyz") -> int:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.packages import add_package, picture, write_profile
-from tests.serving import Server, until
+from tests.serving import Server, until, value
 
 pytestmark = pytest.mark.e2e
 
@@ -55,11 +55,6 @@ def pair(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]
             yield started
     finally:
         started.server.stop()
-
-
-def value(server: Server, name: str, **labels: str) -> float:
-    """The sum of a metric's samples that carry these labels."""
-    return sum(number for (sample, pairs), number in server.metrics().items() if sample == name and labels.items() <= dict(pairs).items())
 
 
 def counters(server: Server) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
