@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,9 +20,11 @@ from benchmarks.callers import hammer
 from ortserve import images
 from ortserve.cpus import available_cpus
 from ortserve.execution import Execution, Session
-from ortserve.manifest import Manifest
+from ortserve.manifest import Manifest, Preprocessing
 from ortserve.profile import Limits
 from ortserve.session import Session as OpenSession
+
+LIMITS = Limits()
 
 
 def setups(grid: bool) -> list[dict[str, Any]]:
@@ -45,20 +48,30 @@ def alone() -> list[dict[str, Any]]:
     return [{"threads": threads, "callers": 1, "batch": 1, "spinning": spinning, "decoding": True} for threads, spinning in ways]
 
 
+def opened(path: Path, setup: Mapping[str, Any], *, spin_duration_us: int = 1_000_000) -> OpenSession:
+    """A warm session. Where it spins: as long as ONNX Runtime's own default does, which is longer than anything here, or shorter."""
+    options = Session(intra_op_num_threads=setup["threads"], allow_spinning=setup["spinning"], spin_duration_us=spin_duration_us)
+    session = OpenSession.open(path, Execution(provider="CPUExecutionProvider", session=options), outputs=["probabilities"])
+    session.warm_up([setup["batch"]])
+    return session
+
+
+def run_decoded(session: OpenSession, how: Preprocessing, picture: bytes) -> None:
+    """Decode a picture as the service does, and run it."""
+    session.run({session.inputs[0].name: images.load(picture, how, LIMITS, decoder="exact")[np.newaxis]})
+
+
 def measure(path: Path, seconds: float, setup: dict[str, Any], picture: bytes | None = None) -> dict[str, Any]:
     """Rows per second and the median time of a call. With `picture`, each call decodes it first."""
-    # Spinning: as long as ONNX Runtime's own default does, which is longer than anything here.
-    options = Session(intra_op_num_threads=setup["threads"], allow_spinning=setup["spinning"], spin_duration_us=1_000_000)
-    session = OpenSession.open(path, Execution(provider="CPUExecutionProvider", session=options), outputs=["probabilities"])
+    session = opened(path, setup)
     spec = session.inputs[0]
     shape = (setup["batch"], *(int(size) for size in spec.shape[1:]))
     inputs = {spec.name: np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)}
-    how, limits = Manifest.read(path.parent).preprocessing, Limits()
-    session.warm_up([setup["batch"]])
+    how = Manifest.read(path.parent).preprocessing
 
     def call() -> None:
         if picture is not None and how is not None:
-            session.run({spec.name: images.load(picture, how, limits, decoder="exact")[np.newaxis]})
+            run_decoded(session, how, picture)
         else:
             session.run(inputs)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from benchmarks.plan import BARE_BEST, BARE_SHARE, CAPACITY, SHORTEST_S, Case, Plan, Session, filling_s
+from benchmarks.plan import BARE_BEST, BARE_SHARE, CAPACITY, SHORTEST_S, TURNS_SHARE, Case, Plan, Session, filling_s
 
 # Seconds. What a session costs beside its windows, measured on two CPUs: starting, asking, ending.
 SESSION_S = {"resnet50": 6.0, "near_empty": 5.0, "tensor": 6.0, "classify_batch": 6.0, "digits": 5.0}
@@ -46,8 +46,10 @@ def _session_s(plan: Plan, session: Session) -> float:
     whole = SESSION_S[session.case]
     for load in session.loads:
         whole += plan.load_s(session, load, per_second)
-        if plan.bare_beside(session, load) is not None:
+        if plan.bare_beside(session, load):
             whole += plan.window_s(session.case) + 2 * (BARE_START_S + BARE_OPEN_S)
+        if plan.in_turns(session, load):
+            whole += plan.window_s(session.case, TURNS_SHARE) + BARE_START_S + BARE_OPEN_S
         if plan.capacity_again(session, load):
             whole += WARM_UP_S + plan.load_s(session, CAPACITY, per_second)
         if load.percent is not None and load.percent > 100:

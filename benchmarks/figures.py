@@ -40,10 +40,11 @@ class Figures:
         """Rows per second of the best set-up of each round."""
         return self._setups(case, precision, lambda one: -one["rows_per_s"], "rows_per_s", decoding=False)
 
-    def bare_beside(self, case: str, system: str, load: str, figure: str) -> ByRound:
-        """One figure of the bare runs just before and just after a load, their mean, by round; none of a round in which one failed."""
+    def bare_beside(self, case: str, system: str, load: str) -> ByRound:
+        """Rows per second of the bare runs just before and just after a load, their mean, by round; none of a round in which one failed."""
         runs = {turn: point.get("beside", []) for turn, point in self.points(case, system, load).items()}
-        return {turn: mean(one[figure] for one in both) for turn, both in runs.items() if both and all(figure in one for one in both)}
+        rates = {turn: [one["rows_per_s"] for one in both if "rows_per_s" in one] for turn, both in runs.items()}
+        return {turn: mean(both) for turn, both in rates.items() if both and len(both) == len(runs[turn])}
 
     def decoding_cpu_s(self) -> ByRound:
         """CPU seconds of decoding one picture and running the near-empty model: what every server spends on its pictures at least."""

@@ -21,7 +21,7 @@ from benchmarks.bare import alone
 from benchmarks.figures import SETUP
 from benchmarks.models import Model
 from benchmarks.places import PEERS
-from benchmarks.plan import BARE_BEST, BARE_SHARE, CAPACITY, Case, Plan, Session, filling_s
+from benchmarks.plan import BARE_BEST, BARE_SHARE, CAPACITY, TURNS_SHARE, Case, Plan, Session, filling_s
 from benchmarks.process import DidNotStart, PeakMemory, Served, pss_bytes
 from benchmarks.state import State
 from benchmarks.systems import BY_NAME, System
@@ -89,12 +89,14 @@ def _served(session: Session, plan: Plan, state: State, told: Told) -> None:
             rate = capacity * load.percent / 100 if load.percent is not None else 0.0
             warm_up_s = filling_s(capacity, load.percent) if load.percent is not None and load.percent > 100 else client.WARM_UP_S
             seconds = plan.load_s(session, load, capacity)
-            decoding = plan.bare_beside(session, load)
-            before = _bare_beside(session, decoding, plan, state)
+            beside = plan.bare_beside(session, load)
+            before = _bare_beside(session, plan, state) if beside else []
             point = loaded(served, asked.files, load.callers, seconds, rate=rate, seed=session.round, warm_up_s=warm_up_s)
             more: dict[str, Any] = {}
-            if decoding is not None:
-                more["beside"] = [*before, *_bare_beside(session, decoding, plan, state)]
+            if beside:
+                more["beside"] = [*before, *_bare_beside(session, plan, state)]
+            if plan.in_turns(session, load):
+                more |= _in_turns(session, asked, served, plan, state)
             if plan.capacity_again(session, load):
                 again = loaded(served, asked.files, CAPACITY.callers, plan.load_s(session, CAPACITY, capacity), seed=session.round)
                 more["capacity_again_per_s"] = again["requests_per_s"]
@@ -153,17 +155,38 @@ def _bare(session: Session, plan: Plan, state: State, told: Told) -> None:
             state.add(session.key, precision, reason=str(error))
 
 
-def _bare_beside(session: Session, decoding: bool | None, plan: Plan, state: State) -> list[dict[str, Any]]:
-    """A bare run while the server has nothing to do, at what the first round found best, or why there is none; [] where none is wanted."""
-    found = state.of(f"0/{session.case}/bare/bare").get("fp32", {}).get("setups", [])
-    of_kind = [setup for setup in found if setup["decoding"] == decoding]
-    if decoding is None or not of_kind:
+def _bare_beside(session: Session, plan: Plan, state: State) -> list[dict[str, Any]]:
+    """A bare run while the server has nothing to do, at what the first round found best, or why there is none; [] if it found nothing."""
+    found = _found_bare(session, state, decoding=False)
+    if not found:
         return []
-    best = min(of_kind, key=lambda one: one["p50_ms"]) if decoding else max(of_kind, key=lambda one: one["rows_per_s"])
+    best = max(found, key=lambda one: one["rows_per_s"])
     try:
         return _bare_runs(model_of(session.case).folder / "fp32.onnx", plan.window_s(session.case) / 2, [_setup(best)])
     except RuntimeError as error:
         return [{"reason": str(error)}]
+
+
+def _in_turns(session: Session, asked: Asked, served: Served, plan: Plan, state: State) -> dict[str, Any]:
+    """What one caller waits for in turns with bare runs, at what the first round found quickest, or why not; {} where it found nothing."""
+    found = _found_bare(session, state, decoding=True)
+    if not found:
+        return {}
+    best = min(found, key=lambda one: one["p50_ms"])
+    path, seconds = model_of(session.case).folder / "fp32.onnx", plan.window_s(session.case, TURNS_SHARE)
+    pairs = zip(models.pictures(PICTURES), asked.files, strict=True)
+    files = [word for picture, request in pairs for word in ("--picture", picture, "--request", request)]
+    try:
+        turns: dict[str, Any] = run_json("benchmarks.turns", path, served.port, seconds, json.dumps(_setup(best)), *files)
+    except RuntimeError as error:
+        return {"in_turns_reason": str(error)}
+    return turns
+
+
+def _found_bare(session: Session, state: State, *, decoding: bool) -> list[dict[str, Any]]:
+    """The bare runs of the case that the first round measured."""
+    found = state.of(f"0/{session.case}/bare/bare").get("fp32", {}).get("setups", [])
+    return [setup for setup in found if setup["decoding"] == decoding]
 
 
 def _bare_runs(path: Path, seconds: float, setups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -35,14 +35,13 @@ OVERLOAD_ANSWERS = 250  # that a window past capacity should hold, within its bo
 OVERLOAD_S = (4.0, 10.0)  # the shortest and the longest window past capacity
 BARE_SHARE = 0.15  # of a window, for each set-up of a bare run when they are first compared; the best two then get a whole one each
 BARE_BEST = 2
-# What a target divides by a bare run is measured beside one: half a window of it before, half a window after, in the same minute. Machines
-# drift by more than such a target may lose, and within minutes. The value: whether each bare run decodes a picture too.
-OVER_BARE: dict[tuple[Case, str, int], bool] = {
-    ("resnet50", "default", 1): True,
-    ("resnet50", "default", 8): False,
-    ("resnet50", "default", 32): False,
-    ("resnet50", "latency", 1): True,
-}
+# Rates that a target divides by a bare run are measured beside one: half a window of it before, half a window after, in the same minute.
+# Machines drift by more than such a target may lose, and within minutes.
+OVER_BARE: frozenset[tuple[Case, str, int]] = frozenset({("resnet50", "default", 8), ("resnet50", "default", 32)})
+# And within seconds: what one caller waits for is measured once more, in turns with decoding and a bare run, for so many windows: a hundred
+# answers, and as many bare runs, tell a per cent.
+IN_TURNS: frozenset[tuple[Case, str]] = frozenset({("resnet50", "default"), ("resnet50", "latency")})
+TURNS_SHARE = 4.0
 # Precisions of bare runs that a target compares with, other than beside a load: in every round.
 COMPARED: dict[Case, tuple[str, ...]] = {"resnet50": ("int8",), "near_empty": ("fp32",)}
 # Callers at which a target compares this service's profiles and PyTorch; peers are compared where the default profile is.
@@ -143,9 +142,13 @@ class Plan:
             return precisions(session.case)
         return COMPARED[session.case] if self.judged else tuple({"fp32": None, **dict.fromkeys(COMPARED[session.case])})
 
-    def bare_beside(self, session: Session, load: Load) -> bool | None:
-        """Whether the bare runs beside that load decode a picture too; None: there are none."""
-        return OVER_BARE.get((session.case, session.system, load.callers)) if self.judged and session.part == "closed" else None
+    def bare_beside(self, session: Session, load: Load) -> bool:
+        """Whether there are bare runs beside that load."""
+        return self.judged and session.part == "closed" and (session.case, session.system, load.callers) in OVER_BARE
+
+    def in_turns(self, session: Session, load: Load) -> bool:
+        """Whether that load is followed by requests and bare runs in turns."""
+        return self.judged and session.part == "closed" and load.callers == 1 and (session.case, session.system) in IN_TURNS
 
     def capacity_again(self, session: Session, load: Load) -> bool:
         """Whether capacity is measured once more after that load: it is just below it, and the machine may have slowed meanwhile."""

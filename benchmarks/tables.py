@@ -138,7 +138,7 @@ def _starts(figures: Figures) -> Iterator[str]:
 
 def _bare_rate(figures: Figures, case: str, callers: int) -> str:
     """Of the bare runs beside the default profile's window where there were some, else of those by themselves."""
-    return _median(figures.bare_beside(case, "default", f"closed {callers}", "rows_per_s") or figures.bare(case))
+    return _median(figures.bare_beside(case, "default", f"closed {callers}") or figures.bare(case))
 
 
 def _bare(figures: Figures) -> Iterator[str]:

@@ -96,7 +96,7 @@ def _heavy(figures: Figures, cpus: int) -> Iterator[Target]:
     """Throughput of a model that the CPUs are busy with."""
     case, decoding_cpu_s = "resnet50", figures.decoding_cpu_s()
     for callers in (8, 32):
-        bare = figures.bare_beside(case, "default", f"closed {callers}", "rows_per_s")
+        bare = figures.bare_beside(case, "default", f"closed {callers}")
         rate, start = _rate(figures, case, "default", callers), f"`resnet50` fp32, {callers} callers, over"
         peer, pytorch = _best_rate(figures, case, callers), _rate(figures, case, "pytorch", callers)
         decoding = {turn: cpus / (cpus / bare[turn] + cpu_s) for turn, cpu_s in decoding_cpu_s.items() if turn in bare}
@@ -129,9 +129,8 @@ def _light(figures: Figures, cpus: int) -> Iterator[Target]:
 
 def _latencies(figures: Figures) -> Iterator[Target]:
     for name, limit in (("default", 1.08), ("latency", 1.05)):
-        alone = figures.bare_beside("resnet50", name, "closed 1", "p50_ms")
-        p50 = figures.of("resnet50", name, "closed 1", "p50_ms")
-        yield _most(f"{name} profile, 1 caller: p50 over bare plus decoding", limit, ratios(p50, alone), ratios(alone, alone))
+        p50, alone = (figures.of("resnet50", name, "closed 1", key) for key in ("in_turns_p50_ms", "in_turns_bare_p50_ms"))
+        yield _most(f"{name} profile, 1 caller: p50 over bare plus decoding, in turns", limit, ratios(p50, alone), ratios(alone, alone))
     for case, name in OURS:
         p99, p50 = (figures.of(case, name, "closed 64", key) for key in ("p99_ms", "p50_ms"))
         yield _most(f"p99 over p50, 64 callers, {_shown(case, name)}", 1.6, ratios(p99, p50))

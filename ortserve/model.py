@@ -213,9 +213,10 @@ class ServedModel:
                 value = self.task.postprocess(outputs, row, parameters)
         except (RequestError, ServingError) as error:
             return error
-        if self._observer:
-            self._observer.decoded(decode_s)
-            self._observer.answered(time.perf_counter() - started)
+        if self._observer:  # is told behind the answer, which goes out in this turn of the loop
+            soon = asyncio.get_running_loop().call_soon
+            soon(self._observer.decoded, decode_s)
+            soon(self._observer.answered, time.perf_counter() - started)
         return Answer(value, decode_s, waited - place.inference_s, place.inference_s)
 
     def _counting_refusals(self) -> _CountRefusals:

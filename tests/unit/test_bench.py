@@ -66,20 +66,42 @@ def test_an_overload_is_measured_once_the_queue_is_full() -> None:
 def test_what_targets_divide_by_a_bare_run_has_one_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = complete(minutes=50, rounds=3)
     beside = {
-        (session.case, session.system, load.key): plan.bare_beside(session, load)
+        (session.case, session.system, load.key)
         for session in [*plan.closed_sessions([0], {}), *plan.open_sessions({"resnet50": ("mosec",)})]
         for load in session.loads
-        if plan.bare_beside(session, load) is not None
+        if plan.bare_beside(session, load)
     }
-    asked: dict[tuple[str, str, str], bool] = {}
+    asked: set[tuple[str, str, str]] = set()
 
-    def bare_beside(_: Figures, case: str, system: str, load: str, figure: str) -> dict[int, float]:
-        asked[case, system, load] = figure == "p50_ms"  # of a picture that is decoded too
+    def bare_beside(_: Figures, case: str, system: str, load: str) -> dict[int, float]:
+        asked.add((case, system, load))
         return {}
 
     monkeypatch.setattr(Figures, "bare_beside", bare_beside)
     targets.targets(Figures([]), 2)
     assert beside == asked
+
+
+def test_what_one_caller_waits_for_is_measured_in_turns_with_bare_runs_where_a_target_divides_by_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = complete(minutes=50, rounds=3)
+    in_turns = {
+        (session.case, session.system, load.key)
+        for session in [*plan.closed_sessions([0], {}), *plan.open_sessions({"resnet50": ("mosec",)})]
+        for load in session.loads
+        if plan.in_turns(session, load)
+    }
+    asked: set[tuple[str, str, str]] = set()
+
+    def of(_: Figures, case: str, system: str, load: str, figure: str, part: str = "closed") -> dict[int, float]:
+        if figure.startswith("in_turns") and part == "closed":
+            asked.add((case, system, load))
+        return {}
+
+    monkeypatch.setattr(Figures, "of", of)
+    targets.targets(Figures([]), 2)
+    assert in_turns == asked
 
 
 def test_systems_are_measured_in_turns() -> None:

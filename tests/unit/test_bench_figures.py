@@ -46,11 +46,19 @@ def test_a_load_is_divided_by_the_mean_of_the_bare_runs_before_and_after_it() ->
             closed(0, "default", 36.0, beside=[{"rows_per_s": 38.0}, {"rows_per_s": 42.0}]),
             closed(1, "default", 36.0, beside=[{"rows_per_s": 38.0}, {"reason": "it failed"}]),
             closed(2, "default", 36.0),  # of a bench that has no use for them
-            closed(0, "default", 30.0, "closed 1", p50_ms=33.0, beside=[{"p50_ms": 32.0}, {"p50_ms": 28.0}]),
         ]
     )
-    assert figures.bare_beside("resnet50", "default", "closed 8", "rows_per_s") == {0: 40.0}
+    assert figures.bare_beside("resnet50", "default", "closed 8") == {0: 40.0}
     assert named(figures, "`resnet50` fp32, 8 callers, over the best bare").values == (0.9,)
+
+
+def test_one_caller_is_compared_with_the_bare_runs_that_took_turns_with_it() -> None:
+    figures = Figures(
+        [
+            closed(0, "default", 30.0, "closed 1", p50_ms=50.0, in_turns_p50_ms=33.0, in_turns_bare_p50_ms=30.0),
+            closed(1, "default", 30.0, "closed 1", p50_ms=50.0, in_turns_reason="it failed"),
+        ]
+    )
     assert named(figures, "default profile, 1 caller: p50 over bare").values == (1.1,)
     assert named(figures, "latency profile, 1 caller: p50 over bare").values == ()
 

@@ -16,7 +16,7 @@ from benchmarks import client, measure
 from benchmarks.bare import alone
 from benchmarks.benches import complete, quick, smallest
 from benchmarks.figures import Figures
-from benchmarks.plan import Load, Session
+from benchmarks.plan import TURNS_SHARE, Load, Session
 from benchmarks.process import DidNotStart
 from benchmarks.state import State
 from benchmarks.systems import BY_NAME
@@ -70,18 +70,54 @@ def test_bare_runs_beside_a_load_are_of_the_best_setup_of_its_kind(tmp_path: Pat
     monkeypatch.setattr(measure.models, "pictures", lambda _: [tmp_path / "p.jpg"])
     plan, state = complete(minutes=50, rounds=3), State(tmp_path / "s.jsonl", SETTINGS)
     session = Session(1, "resnet50", "default", "closed")
-    assert measure._bare_beside(session, True, plan, state) == []  # nothing is known of bare runs
+    assert measure._bare_beside(session, plan, state) == []  # nothing is known of bare runs
     slower = [setup(1, 20, 99, decoding=False), setup(3, 30, 60, decoding=True)]
     best = [setup(2, 22, 50, decoding=False), setup(4, 9, 40, decoding=True)]
     state.add("0/resnet50/bare/bare", "fp32", setups=slower + best)
-    assert [one["threads"] for one in measure._bare_beside(session, False, plan, state)] == [2]
-    assert [one["threads"] for one in measure._bare_beside(session, True, plan, state)] == [4]
-    assert measure._bare_beside(session, None, plan, state) == []
+    assert [one["threads"] for one in measure._bare_beside(session, plan, state)] == [2]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_one_caller_takes_turns_with_bare_runs_of_the_setup_that_was_quickest_alone(
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def run_json(module: str, *arguments: object) -> dict[str, Any]:
+        assert module == "benchmarks.turns"
+        asked.append(tuple(map(str, arguments)))
+        if fails:
+            raise RuntimeError("no answer")
+        return {"in_turns_p50_ms": 52.0, "in_turns_bare_p50_ms": 50.0, "in_turns_calls": 90}
+
+    unstarted(monkeypatch, lambda *_, **__: {"requests_per_s": 18.0, "failed": 0})
+    requests = tuple(tmp_path / f"{index}.http" for index in range(2))
+    monkeypatch.setattr(measure, "asked_of", lambda *_, **__: SimpleNamespace(model=None, files=requests))
+    monkeypatch.setattr(measure, "run_json", run_json)
+    monkeypatch.setattr(measure, "model_of", lambda _: SimpleNamespace(folder=tmp_path))
+    monkeypatch.setattr(measure.models, "pictures", lambda _: [tmp_path / f"{index}.jpg" for index in range(2)])
+    plan, state = complete(minutes=50, rounds=1), State(tmp_path / "s.jsonl", SETTINGS)
+    session = Session(0, "resnet50", "default", "closed", (Load(1),))
+    measure.run(session, plan, state, lambda _: None)
+    assert not asked  # nothing is known of bare runs
+    bare = {"callers": 1, "batch": 1, "spinning": True, "rows_per_s": 20.0}
+    ways = ((1, True, 90.0), (2, True, 50.0), (2, False, 40.0))  # 40: without a picture to decode
+    setups = [{**bare, "threads": threads, "decoding": decoding, "p50_ms": p50_ms} for threads, decoding, p50_ms in ways]
+    state.add("0/resnet50/bare/bare", "fp32", setups=setups)
+    session = replace(session, round=1)
+    measure.run(session, plan, state, lambda _: None)
+    (model, _, seconds, setup, *files), point = asked[0], state.of(session.key)["closed 1"]
+    assert (model, float(seconds)) == (str(tmp_path / "fp32.onnx"), plan.window_s("resnet50", TURNS_SHARE))
+    assert json.loads(setup) == {"threads": 2, "callers": 1, "batch": 1, "spinning": True, "decoding": True}
+    pairs = [("--picture", str(tmp_path / f"{index}.jpg"), "--request", str(tmp_path / f"{index}.http")) for index in range(2)]
+    assert files == [word for pair in pairs for word in pair]
+    assert point["requests_per_s"] == 18.0
+    assert (point["in_turns_reason"] if fails else point["in_turns_bare_p50_ms"]) == ("no answer" if fails else 50.0)
 
 
 def unstarted(monkeypatch: pytest.MonkeyPatch, loaded: Callable[..., dict[str, Any]]) -> None:
     """Let `measure` start nothing, and `loaded` say what a load did."""
-    served = SimpleNamespace(ready_s=1.0, processes=list)
+    served = SimpleNamespace(ready_s=1.0, processes=list, port=1)
     system = SimpleNamespace(shown="this service", answers=False, start=lambda *_, **__: nullcontext(served))
     monkeypatch.setattr(measure, "BY_NAME", {"default": system})
     monkeypatch.setattr(measure, "asked_of", lambda *_, **__: SimpleNamespace(model=None, files=()))
@@ -132,7 +168,7 @@ def test_a_load_is_measured_between_its_bare_runs_and_kept_where_one_fails(
     assert happened == ["before", "load", "after"]
     figures = Figures(state.points)
     assert figures.of("resnet50", "default", "closed 8", "requests_per_s") == {0: 18.0}
-    assert figures.bare_beside("resnet50", "default", "closed 8", "rows_per_s") == ({} if failing else {0: 20.0})
+    assert figures.bare_beside("resnet50", "default", "closed 8") == ({} if failing else {0: 20.0})
 
 
 @pytest.mark.parametrize("fails", [1, 2])
