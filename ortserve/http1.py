@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from email.utils import formatdate
 from http import HTTPStatus
 
 from ortserve.replies import Reply
@@ -64,9 +65,10 @@ def droppable_bytes(declared: bytes) -> int | None:
 
 
 def head_of(reply: Reply) -> bytes:
-    """The head of a reply, but for what is of one request alone."""
-    return b"%scontent-type: %s\r\n%s" % (
+    """The head of a reply as of now, but for what is of one request alone. Every 4xx says its date (RFC 9110, 6.6.1), as uvicorn's do."""
+    return b"%sdate: %s\r\ncontent-type: %s\r\n%s" % (
         _STATUS_LINES[reply.status],
+        formatdate(usegmt=True).encode(),
         reply.content_type,
         b"".join([b"%s: %s\r\n" % header for header in reply.headers]),
     )

@@ -9,6 +9,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ortserve import http1
 from ortserve.http1 import DROPPED_BYTES, MAX_HEAD_BYTES, PlainRequest, head_of, plain_request, whole_reply
 from ortserve.replies import Reply
 
@@ -118,9 +119,10 @@ def test_what_a_glance_says_of_a_request_the_parser_says_too(fields: list[tuple[
     assert not {b"transfer-encoding", b"expect", b"upgrade"} & {name for name, _ in theirs.headers}
 
 
-def test_a_reply_is_sent_whole() -> None:
+def test_a_reply_is_sent_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1, "formatdate", lambda *, usegmt: "now" if usegmt else "")
     reply = Reply(429, b'{"a":1}', headers=[(b"retry-after", b"1"), (b"allow", b"GET")])
-    fields = b"content-type: application/json\r\nretry-after: 1\r\nallow: GET\r\ncontent-length: 7\r\nx-request-id: mine\r\n"
+    fields = b"date: now\r\ncontent-type: application/json\r\nretry-after: 1\r\nallow: GET\r\ncontent-length: 7\r\nx-request-id: mine\r\n"
     head = b"HTTP/1.1 429 Too Many Requests\r\n" + fields
     assert whole_reply(head_of(reply), reply.body, b"mine", last=False) == head + b'\r\n{"a":1}'
     assert whole_reply(head_of(reply), reply.body, b"mine", last=True) == head + b'connection: close\r\n\r\n{"a":1}'
