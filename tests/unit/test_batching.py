@@ -35,6 +35,19 @@ def test_a_free_slot_starts_at_once_and_the_next_batch_grows_while_it_runs() -> 
     run(test)
 
 
+def test_the_observer_hears_of_a_batch_once_its_callers_have_their_answers() -> None:
+    async def test() -> None:
+        notes = Notes()
+        batcher = Batcher(Held(held=False), settings(), observer=notes)
+        assert await ask(batcher, rows(1)) == [10]
+        assert notes.finished == []
+        await asyncio.sleep(0)
+        assert notes.finished == [(1, 0)]
+        await batcher.close()
+
+    run(test)
+
+
 def test_requests_that_become_ready_together_share_the_first_batch() -> None:
     async def test() -> None:
         session = Held(held=False)

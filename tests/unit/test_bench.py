@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 
 import pytest
 
@@ -63,45 +64,31 @@ def test_an_overload_is_measured_once_the_queue_is_full() -> None:
     assert filling_s(25, 120) == LONGEST_FILLING_S
 
 
-def test_what_targets_divide_by_a_bare_run_has_one_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def where(plan: Plan, measures: Callable[[Session, Load], bool]) -> set[tuple[str, str, str]]:
+    """Case, system and load of what a plan measures so."""
+    sessions = [*plan.closed_sessions([0], {}), *plan.open_sessions({"resnet50": ("mosec",)})]
+    return {(session.case, session.system, load.key) for session in sessions for load in session.loads if measures(session, load)}
+
+
+def test_what_targets_divide_by_a_bare_run_has_one_beside_it_or_in_turns_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = complete(minutes=50, rounds=3)
-    beside = {
-        (session.case, session.system, load.key)
-        for session in [*plan.closed_sessions([0], {}), *plan.open_sessions({"resnet50": ("mosec",)})]
-        for load in session.loads
-        if plan.bare_beside(session, load)
-    }
-    asked: set[tuple[str, str, str]] = set()
+    beside: set[tuple[str, str, str]] = set()
+    in_turns: set[tuple[str, str, str]] = set()
 
     def bare_beside(_: Figures, case: str, system: str, load: str) -> dict[int, float]:
-        asked.add((case, system, load))
+        beside.add((case, system, load))
         return {}
-
-    monkeypatch.setattr(Figures, "bare_beside", bare_beside)
-    targets.targets(Figures([]), 2)
-    assert beside == asked
-
-
-def test_what_one_caller_waits_for_is_measured_in_turns_with_bare_runs_where_a_target_divides_by_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    plan = complete(minutes=50, rounds=3)
-    in_turns = {
-        (session.case, session.system, load.key)
-        for session in [*plan.closed_sessions([0], {}), *plan.open_sessions({"resnet50": ("mosec",)})]
-        for load in session.loads
-        if plan.in_turns(session, load)
-    }
-    asked: set[tuple[str, str, str]] = set()
 
     def of(_: Figures, case: str, system: str, load: str, figure: str, part: str = "closed") -> dict[int, float]:
         if figure.startswith("in_turns") and part == "closed":
-            asked.add((case, system, load))
+            in_turns.add((case, system, load))
         return {}
 
+    monkeypatch.setattr(Figures, "bare_beside", bare_beside)
     monkeypatch.setattr(Figures, "of", of)
     targets.targets(Figures([]), 2)
-    assert in_turns == asked
+    assert where(plan, plan.bare_beside) == beside
+    assert where(plan, plan.in_turns) == in_turns
 
 
 def test_systems_are_measured_in_turns() -> None:

@@ -16,10 +16,10 @@ from PIL import Image
 
 from ortserve import arrivals, jpeg, profile_file
 from ortserve.errors import InvalidImage, QueueFull, ShuttingDown
-from ortserve.model import ServedModel
+from ortserve.model import Answer, ServedModel
 from ortserve.tasks.endpoint import Endpoint
 from ortserve.tasks.row import Begun, Row
-from tests.held_session import FAR_S, Held, settings
+from tests.held_session import FAR_S, Held, rows, settings, values
 from tests.runners import engine_of
 
 
@@ -47,6 +47,36 @@ def test_no_more_are_let_in_at_their_heads_than_there_will_be_places_for(
                 served.let_in()  # the place of the one that came, and those of three on their way
             served.came()
             served.let_in()
+            await asyncio.to_thread(served._decoders.close)
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def test_the_observer_hears_of_an_answer_once_its_caller_has_it(tmp_path: Path) -> None:
+    class Values(Payloads):
+        def preprocess(self, payload: Any, parameters: Any) -> Row:
+            return Row(rows(payload), parameters)
+
+        def postprocess(self, outputs: Any, row: Row, parameters: Any) -> Any:  # noqa: ARG002
+            return values(outputs)
+
+    heard: list[str] = []
+    observer: Any = SimpleNamespace(decoded=lambda _: heard.append("decoded"), answered=lambda _: heard.append("answered"))
+    package: dict[str, Any] = {
+        "manifest": SimpleNamespace(name="x"),
+        "version": "1",
+        "task": Values(),
+        "profile": profile_file.load("default"),
+    }
+
+    async def test() -> None:
+        async with engine_of("local", tmp_path, Held(held=False), settings()) as (engine, _):
+            served = ServedModel(engine=engine, observer=observer, **package)
+            (answer,) = await served.predict([2], None)
+            assert isinstance(answer, Answer)
+            assert (answer.value, heard) == ([20], [])
+            await asyncio.sleep(0)
+            assert heard == ["decoded", "answered"]
             await asyncio.to_thread(served._decoders.close)
 
     asyncio.run(asyncio.wait_for(test(), 30))
