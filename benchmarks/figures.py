@@ -43,8 +43,8 @@ class Figures:
     def bare_beside(self, case: str, system: str, load: str) -> ByRound:
         """Rows per second of the bare runs just before and just after a load, their mean, by round; none of a round in which one failed."""
         runs = {turn: point.get("beside", []) for turn, point in self.points(case, system, load).items()}
-        rates = {turn: [one["rows_per_s"] for one in both if "rows_per_s" in one] for turn, both in runs.items()}
-        return {turn: mean(both) for turn, both in rates.items() if both and len(both) == len(runs[turn])}
+        whole = {turn: both for turn, both in runs.items() if both and all("rows_per_s" in one for one in both)}
+        return {turn: mean(one["rows_per_s"] for one in both) for turn, both in whole.items()}
 
     def decoding_cpu_s(self) -> ByRound:
         """CPU seconds of decoding one picture and running the near-empty model: what every server spends on its pictures at least."""

@@ -38,8 +38,8 @@ BARE_BEST = 2
 # Rates that a target divides by a bare run are measured beside one: half a window of it before, half a window after, in the same minute.
 # Machines drift by more than such a target may lose, and within minutes.
 OVER_BARE: frozenset[tuple[Case, str, int]] = frozenset({("resnet50", "default", 8), ("resnet50", "default", 32)})
-# And within seconds: what one caller waits for is measured once more, in turns with decoding and a bare run, for so many windows: a hundred
-# answers, and as many bare runs, tell a per cent.
+# And within seconds: what one caller waits for is measured once more, in turns with decoding and a bare run, for so many windows: some
+# eighty answers of resnet50, and as many bare runs.
 IN_TURNS: frozenset[tuple[Case, str]] = frozenset({("resnet50", "default"), ("resnet50", "latency")})
 TURNS_SHARE = 4.0
 # Precisions of bare runs that a target compares with, other than beside a load: in every round.

@@ -83,7 +83,7 @@ TECHNIQUES = (
     Technique("arena", "ONNX Runtime's memory arena, over none", "resnet50", 8, execution={"session": {"enable_cpu_mem_arena": False}}),
     Technique(
         "spinning",
-        "threads that look for work for 50 us before they sleep, over sleeping at once",
+        "threads that look for work for a moment before they sleep, over sleeping at once",
         "resnet50",
         1,
         execution={"session": {"allow_spinning": False}},

@@ -249,7 +249,7 @@ class Batcher:
             self._tell("batch_padded", batch.tokens, batch.padding_tokens)
 
     def _finished(self, batch: Batch) -> None:
-        """A thread is done with a batch: first the next one starts, then the callers wake, then it is told."""
+        """A thread is done with a batch: first the next one starts, then the callers wake, then the observer hears of it."""
         self._in_flight -= 1
         error, batch.error = batch.error, None  # an error refers to its frames, and those to the batch and all its tensors
         if error is not None:
@@ -260,8 +260,12 @@ class Batcher:
             row_s = batch.inference_s / batch.rows
             self._row_s = row_s if self._row_s is None else self._row_s + _LEARNING_RATE * (row_s - self._row_s)
         assert self._loop is not None  # bound when they were admitted
-        self._loop.call_soon(self._tell, "batch_finished", batch.rows, self._in_flight, batch.inference_s)  # behind the callers
+        self._loop.call_soon(self._tell_finished, batch.rows, batch.inference_s)  # behind the callers
         self._settle()
+
+    def _tell_finished(self, rows: int, inference_s: float) -> None:
+        """With what is in flight by then: a caller that woke may have started the next batch."""
+        self._tell("batch_finished", rows, self._in_flight, inference_s)
 
     def _failed(self, batch: Batch, error: BaseException) -> None:
         request = batch.parts[0].request

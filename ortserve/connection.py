@@ -106,7 +106,6 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect a head in time."""
         super().connection_made(transport)
-        self.access_log = False  # the edge writes one; this would put a line together that nobody reads
         self._deadline = Deadline(self.loop, self._late)
         self._deadline.expect(HEAD_TIMEOUT_S)
         if self.accepting is not None and not self._beside:

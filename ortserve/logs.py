@@ -55,7 +55,9 @@ def dict_config(settings: profile.Logging) -> dict[str, Any]:
         "loggers": {
             "ortserve": ours,
             "bentoml": ours.copy(),
-            **{name: library.copy() for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "circus")},
+            **{name: library.copy() for name in ("uvicorn", "uvicorn.error", "circus")},
+            # Ours is the access log. Where this one has no handler, uvicorn does not put its line together.
+            "uvicorn.access": {"handlers": [], "propagate": False},
             ACCESS: {"level": logging.INFO if settings.access_log else logging.CRITICAL + 1, "propagate": True},
         },
     }

@@ -213,7 +213,7 @@ class ServedModel:
                 value = self.task.postprocess(outputs, row, parameters)
         except (RequestError, ServingError) as error:
             return error
-        if self._observer:  # is told behind the answer, which goes out in this turn of the loop
+        if self._observer:  # hears of it behind the answer: one that is alone goes out in this turn of the loop
             soon = asyncio.get_running_loop().call_soon
             soon(self._observer.decoded, decode_s)
             soon(self._observer.answered, time.perf_counter() - started)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -44,6 +45,44 @@ def test_the_observer_hears_of_a_batch_once_its_callers_have_their_answers() -> 
         await asyncio.sleep(0)
         assert notes.finished == [(1, 0)]
         await batcher.close()
+
+    run(test)
+
+
+def test_the_observer_hears_last_what_is_in_flight_then() -> None:
+    """A caller that wakes may start the next batch before the observer hears that its own has finished."""
+
+    class Gauge(Notes):
+        in_flight = 0
+
+        def batch_started(self, rows: int, in_flight: int, queue_s: Sequence[float]) -> None:
+            super().batch_started(rows, in_flight, queue_s)
+            self.in_flight = in_flight
+
+        def batch_finished(self, rows: int, in_flight: int, inference_s: float) -> None:
+            super().batch_finished(rows, in_flight, inference_s)
+            self.in_flight = in_flight
+
+    async def test() -> None:
+        session, gauge = Held(), Gauge()
+        batcher = Batcher(session, settings(max_batch_size=2, max_queue_delay_ms=1000), observer=gauge)
+
+        async def last() -> None:
+            await ask(batcher, rows(1, 2))
+            await batcher.close()  # who waits for company waits no longer
+
+        closing = asyncio.create_task(last())
+        await turns()
+        waiting = asking(batcher, rows(3))
+        await turns()
+        assert (batcher.in_flight, batcher.rows_waiting) == (1, 1)
+        session.release(1)
+        while len(gauge.finished) < 1:
+            await asyncio.sleep(0.001)
+        assert gauge.in_flight == batcher.in_flight == 1
+        session.release(1)
+        assert await asyncio.gather(*waiting) == [[30]]
+        await closing
 
     run(test)
 

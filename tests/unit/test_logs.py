@@ -151,6 +151,14 @@ def test_the_access_line_comes_only_when_asked_for() -> None:
     assert any("mind this" in line["message"] for line in lines)
 
 
+@pytest.mark.integration
+def test_uvicorn_puts_no_access_line_of_its_own_together() -> None:
+    configure = "configure_server_logging(); logs.configure(settings)"
+    said = "logging.getLogger('ortserve').info(logging.getLogger('uvicorn.access').hasHandlers())"
+    lines = run(SPEAK.format(access=False, configure=configure) + said)
+    assert json.loads(lines[-1])["message"] == "False"
+
+
 @pytest.mark.parametrize("text", ["a", "A-b_c.9", "x" * 128])
 def test_a_safe_request_id_is_kept(text: str) -> None:
     assert logs.valid_request_id(text)
