@@ -50,8 +50,8 @@ def _session_s(plan: Plan, session: Session) -> float:
             whole += plan.window_s(session.case) + 2 * (BARE_START_S + BARE_OPEN_S)
         if plan.in_turns(session, load):
             whole += plan.window_s(session.case, TURNS_SHARE) + BARE_START_S + BARE_OPEN_S
-        if plan.capacity_again(session, load):
-            whole += WARM_UP_S + plan.load_s(session, CAPACITY, per_second)
+        if plan.bracketed(session, load):
+            whole += 2 * (WARM_UP_S + plan.load_s(session, CAPACITY, per_second))
         if load.percent is not None and load.percent > 100:
             whole += filling_s(per_second, load.percent) + TAIL_S
         else:

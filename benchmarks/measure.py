@@ -86,7 +86,9 @@ def _served(session: Session, plan: Plan, state: State, told: Told) -> None:
                 state.add(session.key, load.key, reason="nothing was answered at 32 callers, so there is no capacity to take a share of")
                 continue
             told(f"{system.shown}: {load.key}")
-            rate = capacity * load.percent / 100 if load.percent is not None else 0.0
+            bracketed = plan.bracketed(session, load)
+            now = _capacity(session, plan, asked, served, capacity) if bracketed else capacity
+            rate = now * load.percent / 100 if load.percent is not None else 0.0
             warm_up_s = filling_s(capacity, load.percent) if load.percent is not None and load.percent > 100 else client.WARM_UP_S
             seconds = plan.load_s(session, load, capacity)
             beside = plan.bare_beside(session, load)
@@ -97,12 +99,17 @@ def _served(session: Session, plan: Plan, state: State, told: Told) -> None:
                 more["beside"] = [*before, *_bare_beside(session, plan, state)]
             if plan.in_turns(session, load):
                 more |= _in_turns(session, asked, served, plan, state)
-            if plan.capacity_again(session, load):
-                again = loaded(served, asked.files, CAPACITY.callers, plan.load_s(session, CAPACITY, capacity), seed=session.round)
-                more["capacity_again_per_s"] = again["requests_per_s"]
+            if bracketed:
+                more["capacity_again_per_s"] = _capacity(session, plan, asked, served, capacity)
             state.add(session.key, load.key, **point, **more)
             if load == CAPACITY:
                 capacity = point["requests_per_s"]
+
+
+def _capacity(session: Session, plan: Plan, asked: Asked, served: Served, known: float) -> float:
+    """Requests per second now; `known`, what they were before."""
+    point = loaded(served, asked.files, CAPACITY.callers, plan.load_s(session, CAPACITY, known), seed=session.round)
+    return float(point["requests_per_s"])
 
 
 def loaded(

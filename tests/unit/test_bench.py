@@ -116,15 +116,15 @@ def test_the_open_loop_is_for_ours_and_the_two_best_peers_of_the_case() -> None:
     assert [load.key for load in sessions[0].loads] == ["closed 32", "open 50", "open 80", "open 95", "open 120", "open 400", "closed 256"]
 
 
-def test_what_is_just_below_the_capacity_of_ours_is_followed_by_that_capacity_again() -> None:
+def test_what_is_just_below_the_capacity_of_ours_is_measured_between_two_looks_at_it() -> None:
     plan = complete(minutes=50, rounds=1)
-    again = {
+    bracketed = {
         (session.case, session.system, load.key)
         for session in plan.open_sessions({"resnet50": ["mosec"], "near_empty": ["mosec"]})
         for load in session.loads
-        if plan.capacity_again(session, load)
+        if plan.bracketed(session, load)
     }
-    assert again == {("resnet50", "default", "open 95"), ("near_empty", "default", "open 95"), ("near_empty", "light", "open 95")}
+    assert bracketed == {("resnet50", "default", "open 95"), ("near_empty", "default", "open 95"), ("near_empty", "light", "open 95")}
 
 
 def test_an_unknown_system_is_refused_by_name() -> None:
