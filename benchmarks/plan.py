@@ -151,7 +151,7 @@ class Plan:
         return self.judged and session.part == "closed" and load.callers == 1 and (session.case, session.system) in IN_TURNS
 
     def bracketed(self, session: Session, load: Load) -> bool:
-        """Whether capacity is measured once more just before that load and just after: what is left below it is less than the machine drifts."""
+        """Whether capacity is measured just before that load and just after it: what is left below it is less than the machine drifts."""
         return self.judged and load.percent is not None and BRACKETED <= load.percent < 100 and BY_NAME[session.system].kind == "ours"
 
     def closed_sessions(self, turns: Iterable[int], contenders: Mapping[Case, Sequence[str]]) -> list[Session]:
