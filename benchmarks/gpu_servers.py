@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.gpu_place import MODEL, ROOT, WORK, environment
-from tests.serving import free_port
+from ortserve.tune.ports import free_port
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from types import TracebackType
 
 import psutil
 
-from tests.serving import bentoml_environment, free_port, processes_marked
+from ortserve.tune.ports import free_port
+from tests.serving import bentoml_environment, processes_marked
 
 _MARK = "BENCHMARK_SERVER"  # processes are found by this variable: workers leave the process group, and orphans the process tree
 PORT = "{port}"  # in a command or a variable, where the port goes

@@ -27,7 +27,7 @@ from benchmarks.places import PEERS, RESULTS, console
 from benchmarks.process import OTHER_PORT, PORT, Served
 from benchmarks.systems import served_here
 from ortserve.cpus import available_cpus
-from tests.serving import free_port
+from ortserve.tune.ports import free_port
 from tests.v2 import binary_body, json_body
 
 FOLDER = PEERS / "v2"

@@ -19,9 +19,10 @@ from typing import Any
 import httpx
 from packaging.utils import canonicalize_name
 
-from deploy.callers import Callers, free_port
+from deploy.callers import Callers
 from deploy.containers import CannotRun, Podman
 from deploy.image import BENTOFILES, ROOT, build
+from ortserve.tune.ports import free_port
 
 BASE = "python:3.11-slim"  # what bentofile.yaml asks for
 NAME = "ortserve-prove"

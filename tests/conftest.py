@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from ortserve.tune import ports
 from tests.devices import why_no_gpu
 from tests.serving import DIGITS, Server, bentoml, build_model
-from tests.serving import free_port as find_free_port
 from tests.texts import minilm, tiny_classifier
 
 
@@ -73,7 +73,7 @@ def texts_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def free_port() -> int:
     """A TCP port that nothing listens on."""
-    return find_free_port()
+    return ports.free_port()
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from types import TracebackType
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from ortserve.tune.ports import free_port
+
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ROOT / "examples" / "digits.bentomodel"
 
@@ -60,14 +62,6 @@ def build_model(home: Path, *arguments: str) -> str:
     result = subprocess.run(command, cwd=ROOT, env=bentoml_environment(home), capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, f"build_model.py {' '.join(arguments)} ended with {result.returncode}:\n{result.stdout}{result.stderr}"
     return result.stdout
-
-
-def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def refuses(port: int) -> bool:

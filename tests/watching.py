@@ -23,7 +23,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.serving import ROOT, free_port, until
+from ortserve.tune.ports import free_port
+from tests.serving import ROOT, until
 
 DEPLOY = ROOT / "deploy"
 RULES = tuple(sorted((DEPLOY / "prometheus" / "rules").glob("*.yaml")))

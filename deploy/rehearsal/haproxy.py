@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from tests.serving import free_port
+from ortserve.tune.ports import free_port
 
 PLACES = ("one", "two")
 CHECK_EVERY_MS = 100

@@ -21,6 +21,7 @@ import psutil
 
 from ortserve.errors import TuneError
 from ortserve.startup import MODEL_ENV, PROFILE_ENV
+from ortserve.tune.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]  # where service.py is
 READY_WITHIN_S = 120.0  # a GPU's provider may tune itself at start; who needs longer is no candidate
@@ -37,7 +38,7 @@ class Service:
     """One start. As a context manager it is ready inside the block and gone after it. Raises CannotServe where it does not get ready."""
 
     def __init__(self, model: str, profile: Path, log: Path) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self.log = log
         self._mark = uuid.uuid4().hex
         kept = {key: value for key, value in os.environ.items() if not key.startswith(SETTINGS)}
@@ -155,10 +156,3 @@ def _undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
     if came:
         raise KeyboardInterrupt
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -17,8 +17,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ortserve.tune.ports import free_port
 from tests.packages import add_package, write_profile
-from tests.serving import ROOT, Server, free_port, until
+from tests.serving import ROOT, Server, until
 
 pytestmark = pytest.mark.e2e
 

@@ -12,8 +12,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from ortserve.tune.ports import free_port
 from tests.packages import picture, write_profile
-from tests.serving import Server, free_port, until
+from tests.serving import Server, until
 
 pytestmark = pytest.mark.e2e
 

@@ -25,7 +25,8 @@ import torchvision
 from PIL import Image
 
 from benchmarks.publish import PAGES, published
-from tests.serving import ROOT, bentoml_environment, free_port
+from ortserve.tune.ports import free_port
+from tests.serving import ROOT, bentoml_environment
 
 pytestmark = pytest.mark.e2e
 

@@ -13,9 +13,10 @@ import httpx
 import psutil
 import pytest
 
+from ortserve.tune.ports import free_port
 from tests.packages import COLOURS, add_package, picture, write_profile
 from tests.rush import at_once
-from tests.serving import ROOT, SERVE_ONE, Server, free_port, until, value
+from tests.serving import ROOT, SERVE_ONE, Server, until, value
 
 pytestmark = pytest.mark.e2e
 

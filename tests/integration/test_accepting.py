@@ -9,7 +9,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.serving import ROOT, free_port, refuses, until
+from ortserve.tune.ports import free_port
+from tests.serving import ROOT, refuses, until
 
 CALLERS = 60
 # Every answer takes the loop twenty milliseconds, and says how many connections it had accepted by then.
