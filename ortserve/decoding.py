@@ -20,15 +20,18 @@ from ortserve.jpeg import ARGUMENTS, Job
 _Waiting = tuple["asyncio.Future[NDArray[np.uint8] | None]", Job]
 
 # Jobs that a thread is given ahead: so many that it does not wait for a busy event loop, so few that the pixels' memory stays in the cache.
-# A turn of that loop past capacity takes longer than eight small JPEGs: of 8 a thread had none for a fifteenth of the time, while hundreds
-# waited, and a tenth to a seventh fewer were answered. Of 64 it runs ahead of the loop, too: a twentieth fewer of 32 callers' requests.
+# A turn of that loop near capacity takes longer than eight small JPEGs: of 8 a thread had none for a fifteenth of the time, while hundreds
+# waited, and a tenth fewer were answered. Of 64 it runs ahead of the loop, too: a twentieth fewer of 32 callers' requests.
 AHEAD = 24
+# Where the loop is pressed: past capacity by far it needs the CPU that decoding takes. Of 24 refusals took twenty times as long.
+AHEAD_PRESSED = 8
 
 
 class DecodingThreads:
     """`threads` of them, for one event loop at a time. Raises OSError where the system has no more."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, *, pressed: Callable[[], bool] = lambda: False) -> None:
+        """`pressed` says whether the event loop has more to do than decoding may keep it from."""
         path = str(compiled.compiled_file())
         # PyDLL keeps the interpreter during a call: each is over sooner than it would be back.
         quick, end = ctypes.PyDLL(path), ctypes.CDLL(path).ortserve_threads_close
@@ -45,7 +48,8 @@ class DecodingThreads:
         # At the latest before the memory goes that they are at: when the process ends, too. A child has none of them.
         self._end = weakref.finalize(self, _end, end, self._threads, self._event)
         os.register_at_fork(after_in_child=self._end.detach)
-        self._most = threads * AHEAD
+        self._count, self._most = threads, threads * AHEAD
+        self._pressed = pressed
         self._ids, self._ended = (ctypes.c_uint64 * self._most)(), (ctypes.c_int * self._most)()
         self._numbers = count()
         self._waiting: deque[_Waiting] = deque()
@@ -74,7 +78,8 @@ class DecodingThreads:
         return future
 
     def _give(self) -> None:
-        while self._waiting and len(self._given) < self._most:
+        most = self._count * (AHEAD_PRESSED if self._pressed() else AHEAD)
+        while self._waiting and len(self._given) < most:
             future, job = self._waiting.popleft()
             if future.done():  # whoever asked has left
                 continue

@@ -17,6 +17,7 @@ from ortserve.engine import Engine, Place
 from ortserve.errors import QueueFull, RequestError, ServingError
 from ortserve.manifest import Manifest
 from ortserve.profile import Profile
+from ortserve.refused import Refused
 from ortserve.tasks import Begins, Task
 from ortserve.tasks.row import Begun, Row
 from ortserve.threads import Threads
@@ -85,11 +86,12 @@ class ServedModel:
         self.task = task
         self.engine = engine
         self._observer = observer
+        self._refused = Refused(observer)
         self._arrivals = Arrivals()
         self._timeout_s = profile.limits.request_timeout_ms / 1000
         self._decoder = profile.images.decoder
         self._decoders = _decoders(profile.images.decode_threads)
-        self._quick = _quick(task, profile.images.decode_threads)
+        self._quick = _quick(task, profile.images.decode_threads, pressed=self._refused.many)
 
     @property
     def name(self) -> str:
@@ -106,8 +108,7 @@ class ServedModel:
 
     def refused(self, reason: str, times: int) -> None:
         """So many more were told at their heads what `let_in` raised; `reason` is its code."""
-        if self._observer:
-            self._observer.refused(reason, times)
+        self._refused.count(reason, times)
 
     def came(self) -> None:
         """The body of one that was let in is here, or its sender left."""
@@ -118,7 +119,7 @@ class ServedModel:
 
         Raises as `predict`.
         """
-        with self._counting_refusals():
+        with self._refused:
             self.engine.expect_room(deadline=time.monotonic() + self._timeout_s, ahead=ahead)
 
     async def predict(self, payloads: Sequence[Any], parameters: Any) -> list[Answer | Refusal]:
@@ -128,7 +129,7 @@ class ServedModel:
         """
         deadline = time.monotonic() + self._timeout_s
         with ExitStack() as places:
-            with self._counting_refusals():
+            with self._refused:
                 taken = [places.enter_context(place) for place in self.engine.admit(len(payloads), deadline=deadline)]
             step = self.task.payloads_per_job
             jobs = [
@@ -148,7 +149,7 @@ class ServedModel:
         """
         started = time.perf_counter()
         allowed_s = self._timeout_s if within_s is None else min(within_s, self._timeout_s)
-        with self._counting_refusals(), self.engine.admit_together(rows, deadline=time.monotonic() + allowed_s) as place:
+        with self._refused, self.engine.admit_together(rows, deadline=time.monotonic() + allowed_s) as place:
             outputs = await place.infer(inputs)
         waited = time.perf_counter() - started
         if self._observer:
@@ -207,7 +208,7 @@ class ServedModel:
             return row
         queued = time.perf_counter()
         try:
-            with self._counting_refusals(), place:
+            with self._refused, place:
                 outputs = await place.infer(row.tensors)
                 waited = time.perf_counter() - queued
                 value = self.task.postprocess(outputs, row, parameters)
@@ -218,9 +219,6 @@ class ServedModel:
             soon(self._observer.decoded, decode_s)
             soon(self._observer.answered, time.perf_counter() - started)
         return Answer(value, decode_s, waited - place.inference_s, place.inference_s)
-
-    def _counting_refusals(self) -> _CountRefusals:
-        return _CountRefusals(self._observer)
 
     async def close(self) -> None:
         """Answer what was admitted, then end the threads."""
@@ -247,26 +245,12 @@ def _decoders(wanted: int | Literal["auto"]) -> Threads:
     return Threads(count, "decode", on_call=available_cpus() - count if wanted == "auto" else 0)
 
 
-def _quick(task: Task, wanted: int | Literal["auto"]) -> tuple[Begin, DecodingThreads] | None:
+def _quick(task: Task, wanted: int | Literal["auto"], *, pressed: Callable[[], bool]) -> tuple[Begin, DecodingThreads] | None:
     """How the task begins a payload, and as many threads for that, where there can be such; they sleep where it begins none."""
     if isinstance(task, Begins) and jpeg.way().name == "compiled" and DecodingThreads.possible():
-        return task.begin, DecodingThreads(_count(wanted))
+        return task.begin, DecodingThreads(_count(wanted), pressed=pressed)
     return None
 
 
 def _count(wanted: int | Literal["auto"]) -> int:
     return max(1, available_cpus() - 1) if wanted == "auto" else wanted
-
-
-class _CountRefusals:
-    """Reports a ServingError that passes through it."""
-
-    def __init__(self, observer: ModelObserver | None) -> None:
-        self._observer = observer
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if self._observer and isinstance(error, ServingError):
-            self._observer.refused(error.code)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ortserve import jpeg
-from ortserve.decoding import AHEAD, DecodingThreads
+from ortserve.decoding import AHEAD, AHEAD_PRESSED, DecodingThreads
 from ortserve.errors import ShuttingDown
 
 P = ParamSpec("P")
@@ -121,6 +121,19 @@ async def test_one_that_left_before_its_turn_is_not_decoded(monkeypatch: pytest.
     futures[0].cancel()  # a thread may be at it already: it is decoded for nobody
     assert await futures[-1] is not None
     assert asked == [*jobs[:AHEAD], jobs[-1]]
+    pool.close()
+
+
+@in_a_loop
+async def test_where_the_loop_is_pressed_fewer_are_given_ahead() -> None:
+    pressed = True
+    pool = DecodingThreads(2, pressed=lambda: pressed)
+    futures = [pool.run(job(0)) for _ in range(AHEAD * 3)]
+    assert len(pool._given) == AHEAD_PRESSED * 2
+    pressed = False
+    futures.append(pool.run(job(0)))
+    assert len(pool._given) == AHEAD * 2
+    assert all(pixels is not None for pixels in await asyncio.gather(*futures))
     pool.close()
 
 

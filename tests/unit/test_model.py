@@ -17,6 +17,7 @@ from PIL import Image
 from ortserve import arrivals, jpeg, profile_file
 from ortserve.errors import InvalidImage, QueueFull, ShuttingDown
 from ortserve.model import Answer, ServedModel
+from ortserve.refused import MANY
 from ortserve.tasks.endpoint import Endpoint
 from ortserve.tasks.row import Begun, Row
 from tests.held_session import FAR_S, Held, rows, settings, values
@@ -29,7 +30,7 @@ def test_no_more_are_let_in_at_their_heads_than_there_will_be_places_for(
 ) -> None:
     monkeypatch.setattr(arrivals, "SOON_S", FAR_S)
     refused: list[str] = []
-    observer: Any = SimpleNamespace(refused=refused.append)
+    observer: Any = SimpleNamespace(refused=lambda reason, _: refused.append(reason))
     package: dict[str, Any] = {"manifest": SimpleNamespace(name="x"), "version": "1", "task": None, "profile": profile_file.load("default")}
 
     async def test() -> None:
@@ -166,6 +167,20 @@ def test_without_such_threads_rows_come_from_pythons(task: Any, monkeypatch: pyt
         (row,) = await served._prepared([b"another kind"], 1)
         assert isinstance(row, Row)
         assert row.context == (b"another kind", 1)
+        await served.close()
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def test_while_many_are_refused_decoding_is_told_that_the_loop_is_pressed() -> None:
+    async def test() -> None:
+        served = serving(Pictures())
+        assert served._quick is not None
+        _, threads = served._quick
+        served.refused("queue_full", MANY)
+        assert not threads._pressed()
+        served.refused("queue_full", 1)
+        assert threads._pressed()
         await served.close()
 
     asyncio.run(asyncio.wait_for(test(), 30))
