@@ -17,7 +17,7 @@ from ortserve.engine import Engine, Place
 from ortserve.errors import QueueFull, RequestError, ServingError
 from ortserve.manifest import Manifest
 from ortserve.profile import Profile
-from ortserve.refused import Refused
+from ortserve.refusal_count import Observer, RefusalCount
 from ortserve.tasks import Begins, Task
 from ortserve.tasks.row import Begun, Row
 from ortserve.threads import Threads
@@ -32,7 +32,7 @@ R = TypeVar("R")
 Refusal = RequestError | ServingError  # why a payload has no answer
 
 
-class ModelObserver(Protocol):
+class ModelObserver(Observer, Protocol):
     """What a served model reports; its engine has reports of its own. `metrics.ModelMetrics` is both."""
 
     def decoded(self, seconds: float) -> None:
@@ -43,9 +43,6 @@ class ModelObserver(Protocol):
 
     def decode_error(self, reason: str) -> None:
         """A payload could not become tensors; `reason` is the error's code."""
-
-    def refused(self, reason: str, times: int = 1) -> None:
-        """A payload, or so many, were not answered; `reason` is the error's code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +83,12 @@ class ServedModel:
         self.task = task
         self.engine = engine
         self._observer = observer
-        self._refused = Refused(observer)
+        self._refusals = RefusalCount(observer)
         self._arrivals = Arrivals()
         self._timeout_s = profile.limits.request_timeout_ms / 1000
         self._decoder = profile.images.decoder
         self._decoders = _decoders(profile.images.decode_threads)
-        self._quick = _quick(task, profile.images.decode_threads, pressed=self._refused.many)
+        self._quick = _quick(task, profile.images.decode_threads, pressed=self._refusals.many)
 
     @property
     def name(self) -> str:
@@ -108,7 +105,7 @@ class ServedModel:
 
     def refused(self, reason: str, times: int) -> None:
         """So many more were told at their heads what `let_in` raised; `reason` is its code."""
-        self._refused.count(reason, times)
+        self._refusals.count(reason, times)
 
     def came(self) -> None:
         """The body of one that was let in is here, or its sender left."""
@@ -119,7 +116,7 @@ class ServedModel:
 
         Raises as `predict`.
         """
-        with self._refused:
+        with self._refusals:
             self.engine.expect_room(deadline=time.monotonic() + self._timeout_s, ahead=ahead)
 
     async def predict(self, payloads: Sequence[Any], parameters: Any) -> list[Answer | Refusal]:
@@ -129,7 +126,7 @@ class ServedModel:
         """
         deadline = time.monotonic() + self._timeout_s
         with ExitStack() as places:
-            with self._refused:
+            with self._refusals:
                 taken = [places.enter_context(place) for place in self.engine.admit(len(payloads), deadline=deadline)]
             step = self.task.payloads_per_job
             jobs = [
@@ -149,7 +146,7 @@ class ServedModel:
         """
         started = time.perf_counter()
         allowed_s = self._timeout_s if within_s is None else min(within_s, self._timeout_s)
-        with self._refused, self.engine.admit_together(rows, deadline=time.monotonic() + allowed_s) as place:
+        with self._refusals, self.engine.admit_together(rows, deadline=time.monotonic() + allowed_s) as place:
             outputs = await place.infer(inputs)
         waited = time.perf_counter() - started
         if self._observer:
@@ -208,7 +205,7 @@ class ServedModel:
             return row
         queued = time.perf_counter()
         try:
-            with self._refused, place:
+            with self._refusals, place:
                 outputs = await place.infer(row.tensors)
                 waited = time.perf_counter() - queued
                 value = self.task.postprocess(outputs, row, parameters)

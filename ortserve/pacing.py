@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+from ortserve.refusal_count import MANY_PER_S
+
 TICK_S = 0.01  # half of what a refusal may take
-AT_ONCE = 10  # in each tick: a thousand in a second take some tenth of a CPU, and whoever is refused among so few is told at once
+AT_ONCE = round(MANY_PER_S * TICK_S)  # in each tick: whoever is refused among so few is told at once
 
 
 class Refused(Protocol):

@@ -66,7 +66,7 @@ def test_an_overload_is_measured_once_the_queue_is_full() -> None:
 
 def where(plan: Plan, measures: Callable[[Session, Load], bool]) -> set[tuple[str, str, str]]:
     """Case, system and load of what a plan measures so."""
-    sessions = [*plan.closed_sessions([0], {}), *plan.open_sessions({"resnet50": ("mosec",)})]
+    sessions = [*plan.closed_sessions([0], {}), *plan.open_sessions({"resnet50": ("mosec",), "near_empty": ("mosec",)})]
     return {(session.case, session.system, load.key) for session in sessions for load in session.loads if measures(session, load)}
 
 
@@ -118,12 +118,7 @@ def test_the_open_loop_is_for_ours_and_the_two_best_peers_of_the_case() -> None:
 
 def test_what_is_just_below_the_capacity_of_ours_is_measured_between_two_looks_at_it() -> None:
     plan = complete(minutes=50, rounds=1)
-    bracketed = {
-        (session.case, session.system, load.key)
-        for session in plan.open_sessions({"resnet50": ["mosec"], "near_empty": ["mosec"]})
-        for load in session.loads
-        if plan.bracketed(session, load)
-    }
+    bracketed = where(plan, plan.bracketed)
     assert bracketed == {("resnet50", "default", "open 95"), ("near_empty", "default", "open 95"), ("near_empty", "light", "open 95")}
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from ortserve import arrivals, jpeg, profile_file
 from ortserve.errors import InvalidImage, QueueFull, ShuttingDown
 from ortserve.model import Answer, ServedModel
-from ortserve.refused import MANY
+from ortserve.refusal_count import MANY
 from ortserve.tasks.endpoint import Endpoint
 from ortserve.tasks.row import Begun, Row
 from tests.held_session import FAR_S, Held, rows, settings, values

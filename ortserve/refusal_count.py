@@ -8,9 +8,9 @@ from typing import Protocol
 
 from ortserve.errors import ServingError
 
-# More than a thousand in a second: to receive them takes the event loop a tenth of its time and more.
+MANY_PER_S = 1000  # as many take some tenth of a CPU, which is the event loop's
 WINDOW_S = 0.02
-MANY = 20  # in a window
+MANY = round(MANY_PER_S * WINDOW_S)  # in a window
 LASTS_S = 0.04  # that they count as many after that: until the next windows tell
 
 
@@ -21,7 +21,7 @@ class Observer(Protocol):
         """A payload, or so many, were not answered; `reason` is the error's code."""
 
 
-class Refused:
+class RefusalCount:
     """As a context manager it counts a ServingError that passes through, any number of times. In the event loop's thread alone."""
 
     def __init__(self, observer: Observer | None) -> None:

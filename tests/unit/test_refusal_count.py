@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from ortserve import refused
+from ortserve import refusal_count
 from ortserve.errors import QueueFull, RequestError
-from ortserve.refused import LASTS_S, MANY, WINDOW_S, Refused
+from ortserve.refusal_count import LASTS_S, MANY, WINDOW_S, RefusalCount
 
 
 def test_those_that_pass_through_and_those_that_were_told_elsewhere_are_counted() -> None:
     told: list[tuple[str, int]] = []
     observer: Any = SimpleNamespace(refused=lambda reason, times: told.append((reason, times)))
-    found = Refused(observer)
+    found = RefusalCount(observer)
     for error in (QueueFull("full", retry_after_s=1), RequestError("not ours to count")):
         with pytest.raises(type(error)), found:
             raise error
@@ -27,8 +27,8 @@ def test_those_that_pass_through_and_those_that_were_told_elsewhere_are_counted(
 
 def test_many_in_a_window_are_many_until_the_next_ones_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(refused.time, "monotonic", lambda: now[0])
-    found = Refused(None)
+    monkeypatch.setattr(refusal_count.time, "monotonic", lambda: now[0])
+    found = RefusalCount(None)
     for _ in range(3):  # windows with as many as are not many
         found.count("queue_full", MANY)
         assert not found.many()
