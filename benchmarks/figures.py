@@ -46,6 +46,11 @@ class Figures:
         whole = {turn: both for turn, both in runs.items() if both and all("rows_per_s" in one for one in both)}
         return {turn: mean(one["rows_per_s"] for one in both) for turn, both in whole.items()}
 
+    def capacity_beside(self, case: str, system: str, load: str) -> ByRound:
+        """Requests per second just before and just after a load of the open loop, their mean, by round."""
+        points = self.points(case, system, load, "open")
+        return {turn: mean(point["capacity_beside_per_s"]) for turn, point in points.items() if "capacity_beside_per_s" in point}
+
     def decoding_cpu_s(self) -> ByRound:
         """CPU seconds of decoding one picture and running the near-empty model: what every server spends on its pictures at least."""
         return self._setups("near_empty", "fp32", lambda one: one.get("cpu_s_per_row", inf), "cpu_s_per_row", decoding=True)

@@ -100,7 +100,7 @@ def _served(session: Session, plan: Plan, state: State, told: Told) -> None:
             if plan.in_turns(session, load):
                 more |= _in_turns(session, asked, served, plan, state)
             if bracketed:
-                more["capacity_again_per_s"] = _capacity(session, plan, asked, served, capacity)
+                more["capacity_beside_per_s"] = [now, _capacity(session, plan, asked, served, capacity)]
             state.add(session.key, load.key, **point, **more)
             if load == CAPACITY:
                 capacity = point["requests_per_s"]

@@ -20,6 +20,7 @@ Case = Literal["resnet50", "near_empty", "tensor", "classify_batch", "digits"]
 ALL: tuple[Case, ...] = ("resnet50", "near_empty", "tensor", "classify_batch")  # `digits` is for starts
 CLOSED = (1, 8, 32, 64)
 OPEN = (50, 80, 95, 120, 400)  # per cent of what the same session answered at 32 callers
+OPEN_COUNTED = (50, 80, 95, 400)  # that targets look at: in every round
 CONNECTIONS = 512  # the most an open loop opens: as many as a busy proxy in front keeps
 # Of resnet50 a window holds a twentieth of the near-empty model's answers: it gets more of the time.
 WEIGHTS = {"resnet50": 1.0, "near_empty": 0.4, "tensor": 1.0, "classify_batch": 1.0, "digits": 0.5}
@@ -59,7 +60,7 @@ COUNTED: dict[tuple[Case, str], tuple[int, ...]] = {
 # Of several set-ups of one server one takes tensors: it differs from the others in how it decodes.
 TENSOR = ("default", "latency", "int8", "pytorch", "ort_tuned", "ort_tuned2", "litserve", "mosec", "pytriton")
 SHOWN: dict[Case, tuple[tuple[int, ...], float]] = {"tensor": ((1, 8, 32), 3.0), "classify_batch": ((1, 8), 8.0)}
-BRACKETED = 90  # per cent of capacity, from which on a drift of the machine is as large as what is left
+BRACKETED = (95, 400)  # per cent of capacity, that a target looks at: a drift of the machine is as large as what it allows
 COUNTED_PEERS: dict[Case, tuple[int, ...]] = {"resnet50": (8, 32), "near_empty": (8, 32, 64)}
 
 
@@ -151,8 +152,8 @@ class Plan:
         return self.judged and session.part == "closed" and load.callers == 1 and (session.case, session.system) in IN_TURNS
 
     def bracketed(self, session: Session, load: Load) -> bool:
-        """Whether capacity is measured just before that load and just after it: what is left below it is less than the machine drifts."""
-        return self.judged and load.percent is not None and BRACKETED <= load.percent < 100 and BY_NAME[session.system].kind == "ours"
+        """Whether capacity is measured just before that load and just after it."""
+        return self.judged and load.percent in BRACKETED and BY_NAME[session.system].kind == "ours"
 
     def closed_sessions(self, turns: Iterable[int], contenders: Mapping[Case, Sequence[str]]) -> list[Session]:
         """Systems under closed loops, round by round, after what needs no server; all of them in the first round."""
@@ -173,8 +174,9 @@ class Plan:
             return []
         highest = (Load(self.highest),) if self.highest else ()
         loads = (CAPACITY, *(Load(CONNECTIONS, percent) for percent in self.open), *highest)
+        compared = loads if self.even else tuple(load for load in loads if load == CAPACITY or load.percent in OPEN_COUNTED)
         return [
-            Session(turn, case, name, "open", loads)
+            Session(turn, case, name, "open", compared if turn else loads)
             for turn in range(self.open_rounds)
             for case in self.cases
             if not self._only_shown(case)

@@ -164,7 +164,8 @@ def _overload(figures: Figures, case: str, name: str, cpus: int) -> Iterator[Tar
     deadline_ms = profile_file.load(name).limits.request_timeout_ms
     shown = f"400 % of capacity, {_shown(case, name)}"
     free = ratios(left("open 400", "answers_per_s"), left("closed 32", "requests_per_s"))
-    yield _least(f"{shown}: goodput over capacity", 0.95, ratios(of("requests_per_s"), of("requests_per_s", "closed 32")), free)
+    goodput = ratios(of("requests_per_s"), figures.capacity_beside(case, name, "open 400"))
+    yield _least(f"{shown}: goodput over capacity", 0.95, goodput, free)
     yield _most(f"{shown}: p99 of what was accepted over the deadline", 1.0, [value / deadline_ms for value in of("p99_ms").values()])
     yield Target(f"{shown}: median time of a refusal", REFUSAL_MS, False, tuple(of("failed_p50_ms").values()), " ms")
 
@@ -179,7 +180,7 @@ def _errors(figures: Figures) -> Target:
         for point in figures.points(case, name, load, part).values()
         if "failed" in point
     ]
-    counts = [point["failed"] for point in points if point.get("capacity_again_per_s", inf) >= point.get("rate", 0.0)]
+    counts = [point["failed"] for point in points if point.get("capacity_beside_per_s", [inf])[-1] >= point.get("rate", 0.0)]
     shown = "errors below capacity, from the first request after the start"
     if beyond := len(points) - len(counts):
         shown += f" ({beyond} of {len(points)} windows left out: the machine slowed, and they were past it)"

@@ -114,12 +114,15 @@ def test_the_open_loop_is_for_ours_and_the_two_best_peers_of_the_case() -> None:
     latecomer = closed(1, "mosec", 16, "closed 32")  # in the second round: who was left out of it is not the best
     assert bench.best_peers(plan, Figures([*points, latecomer]))["resnet50"] == ["mosec"]
     assert [load.key for load in sessions[0].loads] == ["closed 32", "open 50", "open 80", "open 95", "open 120", "open 400", "closed 256"]
+    second = next(session for session in complete(minutes=50, rounds=2).open_sessions({}) if session.round == 1)
+    assert [load.key for load in second.loads] == ["closed 32", "open 50", "open 80", "open 95", "open 400"]  # what targets look at
 
 
-def test_what_is_just_below_the_capacity_of_ours_is_measured_between_two_looks_at_it() -> None:
+def test_what_a_target_compares_with_the_capacity_of_ours_is_measured_between_two_looks_at_it() -> None:
     plan = complete(minutes=50, rounds=1)
     bracketed = where(plan, plan.bracketed)
-    assert bracketed == {("resnet50", "default", "open 95"), ("near_empty", "default", "open 95"), ("near_empty", "light", "open 95")}
+    ours = (("resnet50", "default"), ("near_empty", "default"), ("near_empty", "light"))
+    assert bracketed == {(*one, load) for one in ours for load in ("open 95", "open 400")}
 
 
 def test_an_unknown_system_is_refused_by_name() -> None:

@@ -180,13 +180,13 @@ def test_cpu_is_compared_with_the_thriftiest_peer_that_answered() -> None:
     assert named(figures, "near-empty model, default profile, 8 callers: server CPU").values == (0.5,)
 
 
-def test_overload_is_compared_with_the_capacity_of_the_same_session() -> None:
+def test_overload_is_compared_with_the_capacity_just_before_and_just_after() -> None:
     session = "0/near_empty/default/open"
     figures = Figures(
         [
-            point(session, "closed 32", requests_per_s=500.0, failed=0),
+            point(session, "closed 32", requests_per_s=900.0, failed=0),
             closed(0, "default", 800.0, "closed 32", case="near_empty"),
-            point(session, "open 400", requests_per_s=490.0, p99_ms=5000.0, failed_p50_ms=3.0, failed=1500),
+            point(session, "open 400", requests_per_s=490.0, p99_ms=5000.0, failed_p50_ms=3.0, failed=9, capacity_beside_per_s=[520, 480]),
         ]
     )
     assert named(figures, "400 % of capacity, near-empty model, default profile: goodput").values == (0.98,)
@@ -199,7 +199,7 @@ def test_what_the_server_no_longer_answered_just_after_was_not_below_capacity() 
     session = "0/near_empty/light/open"
 
     def errors(again: float) -> Any:
-        near = point(session, "open 95", requests_per_s=700.0, failed=7, rate=950.0, capacity_again_per_s=again)
+        near = point(session, "open 95", requests_per_s=700.0, failed=7, rate=950.0, capacity_beside_per_s=[1000.0, again])
         return named(Figures([point(session, "open 80", requests_per_s=800.0, failed=0, rate=800.0), near]), "errors below capacity")
 
     assert errors(950.0).values == (7,)  # it could have answered them

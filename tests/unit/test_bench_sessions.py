@@ -125,21 +125,22 @@ def unstarted(monkeypatch: pytest.MonkeyPatch, loaded: Callable[..., dict[str, A
     monkeypatch.setattr(measure, "loaded", loaded)
 
 
-def test_just_below_capacity_it_is_measured_before_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rates = iter([100.0, 72.0, 80.0, 75.0, 70.0, 60.0])  # the machine slows
+def test_capacity_is_measured_before_and_after_what_a_target_compares_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter([100.0, 72.0, 80.0, 75.0, 70.0, 60.0, 50.0, 45.0, 40.0])  # the machine slows
 
     def loaded(_: object, __: object, callers: int, ___: float, *, rate: float = 0.0, **____: object) -> dict[str, Any]:
         return {"callers": callers, "rate": rate, "requests_per_s": next(rates), "failed": 0}
 
     unstarted(monkeypatch, loaded)
     plan, state = complete(minutes=50, rounds=1), State(tmp_path / "s.jsonl", SETTINGS)
-    session = Session(0, "near_empty", "default", "open", (Load(32), Load(512, 80), Load(512, 95), Load(512, 120)))
+    session = Session(0, "near_empty", "default", "open", (Load(32), *(Load(512, percent) for percent in (80, 95, 120, 400))))
     measure.run(session, plan, state, lambda _: None)
     found = state.of(session.key)
-    near = found["open 95"]
-    assert (near["callers"], near["rate"], near["requests_per_s"], near["capacity_again_per_s"]) == (512, 76.0, 75.0, 70.0)
+    near, past = found["open 95"], found["open 400"]
+    assert (near["callers"], near["rate"], near["requests_per_s"], near["capacity_beside_per_s"]) == (512, 76.0, 75.0, [80.0, 70.0])
+    assert (past["rate"], past["requests_per_s"], past["capacity_beside_per_s"]) == (200.0, 45.0, [50.0, 40.0])
     assert (found["open 80"]["rate"], found["open 120"]["rate"]) == (80.0, 120.0)  # of what the session answered first
-    assert [key for key, point in found.items() if "capacity_again_per_s" in point] == ["open 95"]
+    assert [key for key, point in found.items() if "capacity_beside_per_s" in point] == ["open 95", "open 400"]
 
 
 @pytest.mark.parametrize("failing", [(), ("before",), ("after",)])
