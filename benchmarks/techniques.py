@@ -74,7 +74,7 @@ TECHNIQUES = (
     Technique("batches_resnet50", "the same", "resnet50", 32, execution={"batching": {"max_batch_size": 1}}),
     Technique(
         "brief",
-        "batches of a cheap model as large as they come, over three",
+        "batches of up to eight rows of a cheap model, over three",
         "near_empty",
         32,
         execution={"brief_batching": {"max_batch_size": 3}},
