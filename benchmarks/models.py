@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -98,15 +99,21 @@ def pictures(count: int, kind: str = "asked") -> list[Path]:
 
 
 def _built(name: str, source: str, weights: Path, *arguments: object) -> Model:
-    if not (HOME / "models" / name / "latest").exists() or not _fits(name, arguments):
+    made, by = HOME / "models" / name / "latest", WORK / "made" / name
+    how = _maker(source, *arguments)
+    if not made.exists() or not by.exists() or by.read_text(encoding="utf-8") != how:
         console.print(f"building {name} once")
         HOME.mkdir(parents=True, exist_ok=True)
         _run("build_model.py", source, "--name", name, *arguments)
+        by.parent.mkdir(parents=True, exist_ok=True)
+        by.write_text(how, encoding="utf-8")
     return Model(name, _latest(name), weights)
 
 
-def _fits(name: str, arguments: tuple[object, ...]) -> bool:
-    return PRECISIONS not in arguments or (_latest(name) / "int8.onnx").exists()
+def _maker(*arguments: object) -> str:
+    """What tells one way of building a package from another: the code that does it, and what it is given."""
+    files = sorted((ROOT / "ortserve" / "export").glob("**/*.py"))
+    return sha256(repr(arguments).encode() + b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _latest(name: str) -> Path:

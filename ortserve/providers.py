@@ -45,7 +45,8 @@ def session_options(execution: Execution) -> ort.SessionOptions:
         options.add_session_config_entry(f"session.{pool}.spin_duration_us", str(wanted.spin_duration_us))
     options.add_session_config_entry("session.force_spinning_stop", "1")  # never between runs: the CPU is decoding's then
     if not adds_int8_exactly():
-        # Other kernels for int8, of unsigned bytes alone: slower, and right. With VNNI they would halve the speed for the same answers.
+        # Other kernels for int8 weights past seven bits, which a model that came as ONNX may have: of unsigned bytes, slower, and right.
+        # With VNNI they would halve the speed for the same answers.
         options.add_session_config_entry("session.x64quantprecision", "1")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options

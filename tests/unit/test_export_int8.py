@@ -77,6 +77,22 @@ def test_every_convolution_and_sum_of_a_residual_net_runs_in_int8(net: onnx.Mode
     assert (operators["Mul"], operators["Add"]) == (1, 1)  # the normalisation's
 
 
+def test_weights_have_seven_bits_so_that_the_quick_kernels_of_any_cpu_are_exact(net: onnx.ModelProto, tmp_path: Path) -> None:
+    path = tmp_path / "int8.onnx"
+    to_int8(net, {"pixels": PIXELS}, path, unheard)
+    weights = [numpy_helper.to_array(item) for item in onnx.load(path).graph.initializer if item.data_type == onnx.TensorProto.INT8]
+    largest = [int(np.abs(array.astype(np.int16)).max()) for array in weights if array.ndim > 1]
+    assert len(largest) == 4  # three convolutions and the linear layer
+    assert max(largest) in (63, 64)
+
+    def logits(precise: str) -> np.ndarray:
+        options = ort.SessionOptions()
+        options.add_session_config_entry("session.x64quantprecision", precise)
+        return np.asarray(ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(["logits"], {"pixels": PIXELS})[0])
+
+    np.testing.assert_array_equal(logits("0"), logits("1"))
+
+
 def test_the_normalisation_stays_fp32_although_the_batch_size_is_asked_of_the_pixels(net: onnx.ModelProto, tmp_path: Path) -> None:
     assert preparing_nodes(net) == [node.name for node in net.graph.node[1 : 1 + PREPARING]]
     before = {item.name: numpy_helper.to_array(item) for item in net.graph.initializer}
