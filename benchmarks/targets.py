@@ -87,8 +87,8 @@ def met(found: Sequence[Target]) -> str:
 
 LIMITS = """The limit on this machine is the same ratio, of the same rounds, for a server that costs nothing: for `resnet50` the best bare
 `session.run` in the row's precision, with the CPU seconds of decoding each picture added (fp32 at the set-up that the first round found
-best, just before and just after the row's own window, or, for one caller, in turns with its requests); for the near-empty model every CPU at
-work on decoding and the model alone; past capacity the CPU time that the client leaves, over what it leaves at capacity. Where the limit
+best, just before and just after the row's own window, or, for one caller, in turns with its requests); for the near-empty model every CPU
+at work on decoding and the model alone; past capacity the CPU time that the client leaves, over what it leaves at capacity. Where the limit
 does not reach the target, no serving of this session and these pixels does."""
 
 
