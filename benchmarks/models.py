@@ -99,14 +99,14 @@ def pictures(count: int, kind: str = "asked") -> list[Path]:
 
 
 def _built(name: str, source: str, weights: Path, *arguments: object) -> Model:
-    made, by = HOME / "models" / name / "latest", WORK / "made" / name
-    how = _maker(source, *arguments)
-    if not made.exists() or not by.exists() or by.read_text(encoding="utf-8") != how:
+    made_by, maker = WORK / "made_by" / name, _maker(source, *arguments)
+    known = made_by.exists() and made_by.read_text(encoding="utf-8") == maker
+    if not known or not (HOME / "models" / name / "latest").exists():
         console.print(f"building {name} once")
         HOME.mkdir(parents=True, exist_ok=True)
         _run("build_model.py", source, "--name", name, *arguments)
-        by.parent.mkdir(parents=True, exist_ok=True)
-        by.write_text(how, encoding="utf-8")
+        made_by.parent.mkdir(parents=True, exist_ok=True)
+        made_by.write_text(maker, encoding="utf-8")
     return Model(name, _latest(name), weights)
 
 

@@ -37,7 +37,7 @@ def to_int8(
 
     Activations are unsigned, weights signed (U8S8): the one pair that ONNX Runtime has convolution kernels for on x86, and what it makes of
     signed activations there when it opens the file, except where two nodes read one tensor. Those it leaves signed, without a kernel:
-    every convolution behind a residual block then ran in fp32, and resnet50 was 1.4 times as fast as in fp32, not 3.4 times.
+    every convolution behind a residual block then ran in fp32, and with VNNI resnet50 was 1.4 times as fast as in fp32, not 3.4 times.
 
     Weights have seven bits (`reduce_range`): the sum of two products fits into 16 bits then, which is all that x86 without VNNI has for it.
     Of eight bits ONNX Runtime has to multiply such pairs another way there (`session_options`), or they saturate: resnet50 was 1.4 times as
