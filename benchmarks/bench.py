@@ -6,7 +6,6 @@ all alike. An interrupted run goes on where it was when it is started again: eac
 
 from __future__ import annotations
 
-import hashlib
 import json
 import signal
 import time
@@ -23,11 +22,10 @@ from benchmarks.contenders import PEERS, contenders, in_every_round
 from benchmarks.estimate import seconds_of
 from benchmarks.figures import Figures, ranked
 from benchmarks.machine import heading, machine, wait_until_idle
-from benchmarks.places import RESULTS, WORK, console
+from benchmarks.places import RESULTS, WORK, console, digest_of
 from benchmarks.plan import COUNTED_PEERS, Case, Plan, Session, takes
 from benchmarks.state import State
 from benchmarks.systems import INDUCTOR
-from tests.serving import ROOT
 
 Which = Literal["bench", "full", "smallest"]
 BEST_PEERS = 2  # beside ours under open loop
@@ -133,17 +131,9 @@ def settings(plan: Plan) -> dict[str, Any]:
         "seconds": round(plan.seconds, 3),
         "systems": [system.name for system in plan.systems],
         "machine": machine(),
-        "sources": _sources(),
+        "sources": digest_of(*SOURCES),  # what is measured and what measures: a run does not go on with other code, profiles or peers
         "models": {case: measure.model_of(case).sha256 for case in plan.cases},
     }
-
-
-def _sources() -> str:
-    """A digest of what is measured and of what measures: a run does not go on with other code, profiles or peers than it began with."""
-    digest = hashlib.sha256()
-    for file in sorted(file for pattern in SOURCES for file in ROOT.glob(pattern)):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def best_peers(plan: Plan, figures: Figures) -> dict[Case, Sequence[str]]:

@@ -6,13 +6,12 @@ import io
 import subprocess
 import sys
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.places import WORK, console
+from benchmarks.places import WORK, console, digest_of
 from ortserve.manifest import Manifest
 from tests.serving import DIGITS, ROOT, bentoml, bentoml_environment
 
@@ -20,6 +19,7 @@ HOME = WORK / "bentoml"
 NETS = ROOT / "benchmarks" / "nets"
 QUALITY = 91  # makes them 50 KB
 PRECISIONS = "fp32,fp16,int8"
+EXPORTER = "ortserve/export/**/*.py"  # of another one a package may be another, too
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def pictures(count: int, kind: str = "asked") -> list[Path]:
 
 
 def _built(name: str, source: str, weights: Path, *arguments: object) -> Model:
-    made_by, maker = WORK / "made_by" / name, _maker(source, *arguments)
+    made_by, maker = WORK / "made_by" / name, f"{digest_of(EXPORTER)} {source} {arguments}"
     known = made_by.exists() and made_by.read_text(encoding="utf-8") == maker
     if not known or not (HOME / "models" / name / "latest").exists():
         console.print(f"building {name} once")
@@ -108,12 +108,6 @@ def _built(name: str, source: str, weights: Path, *arguments: object) -> Model:
         made_by.parent.mkdir(parents=True, exist_ok=True)
         made_by.write_text(maker, encoding="utf-8")
     return Model(name, _latest(name), weights)
-
-
-def _maker(*arguments: object) -> str:
-    """What tells one way of building a package from another: the code that does it, and what it is given."""
-    files = sorted((ROOT / "ortserve" / "export").glob("**/*.py"))
-    return sha256(repr(arguments).encode() + b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _latest(name: str) -> Path:

@@ -19,8 +19,9 @@ from ortserve import profile_file
 Case = Literal["resnet50", "near_empty", "tensor", "classify_batch", "digits"]
 ALL: tuple[Case, ...] = ("resnet50", "near_empty", "tensor", "classify_batch")  # `digits` is for starts
 CLOSED = (1, 8, 32, 64)
-OPEN = (50, 80, 95, 120, 400)  # per cent of what the same session answered at 32 callers
-OPEN_COUNTED = (50, 80, 95, 400)  # that targets look at: in every round
+BELOW = (50, 80, 95)  # per cent of what the same session answered at 32 callers, of which a target allows no error
+PAST = 400  # the same, of which a target asks who is answered, and how soon the others are refused
+OPEN = (*BELOW, 120, PAST)
 CONNECTIONS = 512  # the most an open loop opens: as many as a busy proxy in front keeps
 # Of resnet50 a window holds a twentieth of the near-empty model's answers: it gets more of the time.
 WEIGHTS = {"resnet50": 1.0, "near_empty": 0.4, "tensor": 1.0, "classify_batch": 1.0, "digits": 0.5}
@@ -60,7 +61,7 @@ COUNTED: dict[tuple[Case, str], tuple[int, ...]] = {
 # Of several set-ups of one server one takes tensors: it differs from the others in how it decodes.
 TENSOR = ("default", "latency", "int8", "pytorch", "ort_tuned", "ort_tuned2", "litserve", "mosec", "pytriton")
 SHOWN: dict[Case, tuple[tuple[int, ...], float]] = {"tensor": ((1, 8, 32), 3.0), "classify_batch": ((1, 8), 8.0)}
-BRACKETED = (95, 400)  # per cent of capacity, that a target looks at: a drift of the machine is as large as what it allows
+BRACKETED = (BELOW[-1], PAST)  # where a drift of the machine since capacity was measured is as large as what a target allows
 COUNTED_PEERS: dict[Case, tuple[int, ...]] = {"resnet50": (8, 32), "near_empty": (8, 32, 64)}
 
 
@@ -174,7 +175,7 @@ class Plan:
             return []
         highest = (Load(self.highest),) if self.highest else ()
         loads = (CAPACITY, *(Load(CONNECTIONS, percent) for percent in self.open), *highest)
-        compared = loads if self.even else tuple(load for load in loads if load == CAPACITY or load.percent in OPEN_COUNTED)
+        compared = tuple(load for load in loads if self.even or load == CAPACITY or load.percent in (*BELOW, PAST))
         return [
             Session(turn, case, name, "open", compared if turn else loads)
             for turn in range(self.open_rounds)

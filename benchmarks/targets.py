@@ -12,7 +12,7 @@ from benchmarks.contenders import PEERS, in_every_round
 from benchmarks.figures import ByRound, Figures, best_of, ratios
 from benchmarks.machine import summary
 from benchmarks.places import RESULTS
-from benchmarks.plan import CLOSED
+from benchmarks.plan import BELOW, CAPACITY, CLOSED, PAST
 from benchmarks.systems import BY_NAME
 from ortserve import profile_file
 
@@ -159,7 +159,9 @@ def _int8_agreement() -> Target:
 
 
 def _overload(figures: Figures, case: str, name: str, cpus: int) -> Iterator[Target]:
-    def of(figure: str, load: str = "open 400") -> ByRound:
+    past = f"open {PAST}"
+
+    def of(figure: str, load: str = past) -> ByRound:
         return figures.of(case, name, load, figure, "open")
 
     def left(load: str, rates: str) -> ByRound:
@@ -168,9 +170,9 @@ def _overload(figures: Figures, case: str, name: str, cpus: int) -> Iterator[Tar
         return {turn: cpus - rate[turn] * used[turn] / answered[turn] for turn in rate if turn in used and answered.get(turn)}
 
     deadline_ms = profile_file.load(name).limits.request_timeout_ms
-    shown = f"400 % of capacity, {_shown(case, name)}"
-    free = ratios(left("open 400", "answers_per_s"), left("closed 32", "requests_per_s"))
-    goodput = ratios(of("requests_per_s"), figures.capacity_beside(case, name, "open 400"))
+    shown = f"{PAST} % of capacity, {_shown(case, name)}"
+    free = ratios(left(past, "answers_per_s"), left(CAPACITY.key, "requests_per_s"))
+    goodput = ratios(of("requests_per_s"), figures.capacity_beside(case, name, past))
     yield _least(f"{shown}: goodput over capacity", 0.95, goodput, free)
     yield _most(f"{shown}: p99 of what was accepted over the deadline", 1.0, [value / deadline_ms for value in of("p99_ms").values()])
     yield Target(f"{shown}: median time of a refusal", REFUSAL_MS, False, tuple(of("failed_p50_ms").values()), " ms")
@@ -178,7 +180,7 @@ def _overload(figures: Figures, case: str, name: str, cpus: int) -> Iterator[Tar
 
 def _errors(figures: Figures) -> Target:
     """A load that was more than what the server answered in a closed loop just after it was not below capacity: the machine had slowed."""
-    below = [f"open {percent}" for percent in (50, 80, 95)]
+    below = [f"open {percent}" for percent in BELOW]
     points = [
         point
         for case, name in OURS

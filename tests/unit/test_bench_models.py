@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import models
+from benchmarks import models, places
 
 
 def test_a_package_is_built_again_where_the_exporter_or_its_arguments_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +21,8 @@ def test_a_package_is_built_again_where_the_exporter_or_its_arguments_changed(tm
     exporter = tmp_path / "ortserve" / "export" / "tasks"
     exporter.mkdir(parents=True)
     (exporter / "int8.py").write_text("eight", encoding="utf-8")
-    for name, value in (("ROOT", tmp_path), ("WORK", tmp_path / "work"), ("HOME", tmp_path / "work" / "bentoml"), ("_run", build)):
+    monkeypatch.setattr(places, "ROOT", tmp_path)
+    for name, value in (("WORK", tmp_path / "work"), ("HOME", tmp_path / "work" / "bentoml"), ("_run", build)):
         monkeypatch.setattr(models, name, value)
 
     def version(*arguments: str) -> str:
