@@ -103,6 +103,13 @@ async def turns(count: int = 5) -> None:
         await asyncio.sleep(0)
 
 
+def skip(seconds: float) -> None:
+    """Put the running loop's clock forward: every timer up to then is due, however short the real time."""
+    loop = asyncio.get_running_loop()
+    before = loop.time
+    loop.time = lambda: before() + seconds  # type: ignore[method-assign]
+
+
 def run(test: Callable[[], Awaitable[None]]) -> None:
     async def limited() -> None:
         async with asyncio.timeout(30):

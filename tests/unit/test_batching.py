@@ -246,12 +246,12 @@ def test_a_delay_does_not_wait_a_request_past_its_use() -> None:
     async def test() -> None:
         class Slow(Held):
             def run(self, inputs: Tensors) -> Tensors:
-                time.sleep(0.1)
+                time.sleep(0.4)
                 return super().run(inputs)
 
         batcher = Batcher(Slow(held=False), settings(max_batch_size=2, max_queue_delay_ms=1000.0))
-        await ask(batcher, rows(1, 2))  # learns 50 ms a row
-        assert await ask(batcher, rows(3), within_s=0.9) == [30]  # 1000 ms of delay would end past 900
+        await ask(batcher, rows(1, 2))  # learns 200 ms a row
+        assert await ask(batcher, rows(3), within_s=1.3) == [30]  # 1000 ms of delay and 400 to run would end past 1300
         await batcher.close()
 
     run(test)
