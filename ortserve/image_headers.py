@@ -37,6 +37,7 @@ _SEQUENTIAL = _HUFFMAN | {0xC9}
 _TABLES = frozenset({0xC4, 0xCC, 0xDB, 0xDD})  # Huffman, arithmetic, quantisation, restart interval
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _OTHERS = (
     (0, b"II*\0", "TIFF"),
@@ -99,7 +100,7 @@ def inspect(data: bytes | bytearray | memoryview, limits: Limits, *, quick: bool
         header = _jpeg(data, quick)
     elif quick:
         raise TakesLong
-    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
+    elif data.startswith(_PNG):
         header = _png(data)
     elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         header = _webp(data)
@@ -115,6 +116,12 @@ def inspect(data: bytes | bytearray | memoryview, limits: Limits, *, quick: bool
     if width * height > limits.max_image_pixels:
         raise ImageTooLarge(f"expected at most {limits.max_image_pixels} pixels, got {width} x {height}: send a smaller picture")
     return header
+
+
+def png_size(data: bytes | bytearray | memoryview) -> tuple[int, int] | None:
+    """(width, height) where the first bytes are a PNG's; None where they are not. What follows them is not looked at."""
+    start = bytes(memoryview(data)[:24])
+    return unpack_from(">II", start, 16) if len(start) == 24 and start.startswith(_PNG) else None
 
 
 def _unknown(data: bytes) -> UnsupportedMediaType | InvalidImage:

@@ -1,4 +1,4 @@
-"""Hostile bytes to `uint8` pixels. Runs in worker threads, `small_jpeg` in any; knows no HTTP, keeps no state, writes nothing.
+"""Hostile bytes to `uint8` pixels. In worker threads; `small_jpeg`, and what is `tiny`, in any. Knows no HTTP, keeps no state, writes nothing.
 
 What a picture becomes, whatever it was: RGB, 8 bits, upright.
 
@@ -29,7 +29,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from ortserve import jpeg
 from ortserve.errors import ImageTooLarge, InvalidImage, RequestError
-from ortserve.image_headers import Header, ImageFormat, TakesLong, inspect
+from ortserve.image_headers import Header, ImageFormat, TakesLong, inspect, png_size
 from ortserve.jpeg import UPRIGHT
 from ortserve.manifest import Preprocessing
 from ortserve.placement import RESAMPLING, lay, on_canvas, place
@@ -45,6 +45,12 @@ MAX_ASPECT = 100
 # So many an event loop may copy, so many are decoded in some 5 ms, for which whoever is behind has to wait.
 SMALL_BYTES = 262_144
 SMALL_PIXELS = 1_500_000
+
+# So little is decoded and resized in some tenths of a millisecond: sooner than a thread has been asked that wants the interpreter, too. Of
+# 160 x 160 pixels that was hardly so any more, of 256 x 256 no longer. No side that is short: the longer one would be resized to more.
+TINY_BYTES = 16_384
+TINY_SIDES = range(16, 129)
+TINY_INPUT_SIDE = 256
 
 # Ours is checked from the header before Pillow is asked; its own would warn, or refuse what a profile allows.
 Image.MAX_IMAGE_PIXELS = None
@@ -128,6 +134,14 @@ def small_jpeg(data: bytes | bytearray | memoryview, how: Preprocessing, limits:
             return _part(header, how) if header.bounded and header.size[0] * header.size[1] <= SMALL_PIXELS else None
     except TakesLong:
         return None
+
+
+def tiny(data: bytes | bytearray | memoryview, how: Preprocessing) -> bool:
+    """Whether `load` is over in a moment, well or not: by its first bytes a tiny PNG, for an input that is not large."""
+    if memoryview(data).nbytes > TINY_BYTES or max(how.height, how.width, how.resize_size or 0) > TINY_INPUT_SIDE:
+        return False
+    size = png_size(data)
+    return size is not None and size[0] in TINY_SIDES and size[1] in TINY_SIDES
 
 
 def _part(header: Header, how: Preprocessing) -> Part | None:

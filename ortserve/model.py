@@ -19,17 +19,20 @@ from ortserve.manifest import Manifest
 from ortserve.profile import Profile
 from ortserve.refusal_count import Observer, RefusalCount
 from ortserve.tasks import Begins, Task
-from ortserve.tasks.row import Begun, Row
+from ortserve.tasks.row import Row
 from ortserve.threads import Threads
 
 if TYPE_CHECKING:
     from ortserve.session import Tensors
 
-Begin = Callable[[Any, Any], "Begun | None"]
 T = TypeVar("T")
 R = TypeVar("R")
 
 Refusal = RequestError | ServingError  # why a payload has no answer
+
+# A request of more payloads leaves all of them to threads: together they would hold up the event loop, and so its neighbours, for longer
+# than the interpreter lets one thread keep it from another.
+_FEW = 16
 
 
 class ModelObserver(Observer, Protocol):
@@ -88,7 +91,8 @@ class ServedModel:
         self._timeout_s = profile.limits.request_timeout_ms / 1000
         self._decoder = profile.images.decoder
         self._decoders = _decoders(profile.images.decode_threads)
-        self._quick = _quick(task, profile.images.decode_threads, pressed=self._refusals.many)
+        self._begins = task if isinstance(task, Begins) else None
+        self._quick = _quick(profile.images.decode_threads, pressed=self._refusals.many) if self._begins else None
 
     @property
     def name(self) -> str:
@@ -128,9 +132,9 @@ class ServedModel:
         with ExitStack() as places:
             with self._refusals:
                 taken = [places.enter_context(place) for place in self.engine.admit(len(payloads), deadline=deadline)]
-            step = self.task.payloads_per_job
+            step, few = self.task.payloads_per_job, len(payloads) <= _FEW
             jobs = [
-                self._job(taken[start : start + step], payloads[start : start + step], parameters)
+                self._job(taken[start : start + step], payloads[start : start + step], parameters, few=few)
                 for start in range(0, len(payloads), step)
             ]
             answers = await jobs[0] if len(jobs) == 1 else [answer for answers in await asyncio.gather(*jobs) for answer in answers]
@@ -167,10 +171,10 @@ class ServedModel:
         if self._observer:
             self._observer.decode_error(error.code)
 
-    async def _job(self, places: Sequence[Place], payloads: Sequence[Any], parameters: Any) -> list[Answer | Refusal]:
+    async def _job(self, places: Sequence[Place], payloads: Sequence[Any], parameters: Any, *, few: bool) -> list[Answer | Refusal]:
         """The answers to payloads that share one hop to a decoding thread."""
         started = time.perf_counter()
-        prepared = await self._prepared(payloads, parameters)
+        prepared = await self._prepared(payloads, parameters, few=few)
         decode_s = time.perf_counter() - started
         if self._observer:
             for payload, row in zip(payloads, prepared, strict=True):
@@ -179,16 +183,18 @@ class ServedModel:
         answers = [self._answer(place, row, parameters, started, decode_s) for place, row in zip(places, prepared, strict=True)]
         return [await answers[0]] if len(answers) == 1 else await asyncio.gather(*answers)
 
-    async def _prepared(self, payloads: Sequence[Any], parameters: Any) -> list[Row | RequestError]:
-        """A row or an error for each payload; one alone by the threads that do not want the interpreter, where it is for them."""
-        if self._quick and len(payloads) == 1 and not isinstance(payloads[0], RequestError):
-            begin, threads = self._quick
-            try:
-                begun = begin(payloads[0], parameters)
-            except RequestError as error:
-                return [error]
-            if begun and (pixels := await threads.run(begun.job)) is not None:
-                return [begun.row(pixels)]
+    async def _prepared(self, payloads: Sequence[Any], parameters: Any, *, few: bool) -> list[Row | RequestError]:
+        """A row or an error for each payload; of one alone at once, where it is soon made and one of `few`, or by the threads it is for."""
+        if self._begins and len(payloads) == 1 and not isinstance(payloads[0], RequestError):
+            if few and self._begins.soon(payloads[0]):
+                return self._prepare(payloads, parameters)
+            if self._quick:
+                try:
+                    begun = self._begins.begin(payloads[0], parameters)
+                except RequestError as error:
+                    return [error]
+                if begun and (pixels := await self._quick.run(begun.job)) is not None:
+                    return [begun.row(pixels)]
         return await self._decoders.run(self._prepare, payloads, parameters)
 
     def _prepare(self, payloads: Sequence[Any], parameters: Any) -> list[Row | RequestError]:
@@ -222,7 +228,7 @@ class ServedModel:
         await self.engine.close()
         self._decoders.close()
         if self._quick:
-            self._quick[1].close()
+            self._quick.close()
 
     def facts(self) -> Mapping[str, Any]:
         """What `GET /models/{name}` shows: the manifest, and what its engine really runs."""
@@ -242,11 +248,9 @@ def _decoders(wanted: int | Literal["auto"]) -> Threads:
     return Threads(count, "decode", on_call=available_cpus() - count if wanted == "auto" else 0)
 
 
-def _quick(task: Task, wanted: int | Literal["auto"], *, pressed: Callable[[], bool]) -> tuple[Begin, DecodingThreads] | None:
-    """How the task begins a payload, and as many threads for that, where there can be such; they sleep where it begins none."""
-    if isinstance(task, Begins) and jpeg.way().name == "compiled" and DecodingThreads.possible():
-        return task.begin, DecodingThreads(_count(wanted), pressed=pressed)
-    return None
+def _quick(wanted: int | Literal["auto"], *, pressed: Callable[[], bool]) -> DecodingThreads | None:
+    """As many threads that do not want the interpreter, where there can be such; they sleep where they are given nothing."""
+    return DecodingThreads(_count(wanted), pressed=pressed) if jpeg.way().name == "compiled" and DecodingThreads.possible() else None
 
 
 def _count(wanted: int | Literal["auto"]) -> int:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Task(Protocol):
     """Payload to tensors, tensors to answer. Made once at start-up, then called from many threads at once: keeps no state of a request.
 
-    A task may also have `begin`, as `Begins`.
+    A task may also have `soon` and `begin`, as `Begins`.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -35,7 +35,7 @@ class Task(Protocol):
     payloads_per_job: int  # how many share one hop to a worker thread: 1 where each takes milliseconds there
 
     def preprocess(self, payload: Any, parameters: Any) -> Row:
-        """One payload as a row, under the request's parameters. Called in a worker thread. Raises RequestError."""
+        """One payload as a row, under the request's parameters. Called in a worker thread, but as `Begins` says. Raises RequestError."""
         ...
 
     def postprocess(self, outputs: Tensors, row: Row, parameters: Any) -> Any:
@@ -45,10 +45,17 @@ class Task(Protocol):
 
 @runtime_checkable
 class Begins(Protocol):
-    """A task some of whose payloads are decoded by threads that do not want the interpreter."""
+    """A task some of whose payloads need no worker thread of Python's."""
+
+    def soon(self, payload: Any) -> bool:
+        """Whether `preprocess` is over in a moment: it is called in the event loop's thread then, as this is."""
+        ...
 
     def begin(self, payload: Any, parameters: Any) -> Begun | None:
-        """What there is to decode; None: have `preprocess` do it all. Called in the event loop's thread: quick. Raises RequestError."""
+        """What threads that do not want the interpreter are to decode; None: have `preprocess` do it all. Raises RequestError.
+
+        Called in the event loop's thread: quick.
+        """
         ...
 
 

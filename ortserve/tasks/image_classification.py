@@ -74,6 +74,10 @@ class ImageClassification:
         """The picture in `payload` as `{input: uint8[1, height, width, 3]}`. Raises RequestError as `images.load`."""
         return Row({self._input: images.load(payload, self._how, self._limits, decoder=self._decoder)[np.newaxis]})
 
+    def soon(self, payload: bytes | memoryview) -> bool:
+        """Whether it is a tiny PNG."""
+        return images.tiny(payload, self._how)
+
     def begin(self, payload: bytes | memoryview, parameters: Parameters) -> Begun | None:  # noqa: ARG002  see above
         """As `preprocess`, of a small JPEG."""
         part = images.small_jpeg(payload, self._how, self._limits) if self._decoder == "exact" else None

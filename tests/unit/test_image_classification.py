@@ -151,6 +151,15 @@ def test_what_is_no_picture_is_refused() -> None:
         task().preprocess(b"no picture", BEST)
 
 
+def test_no_thread_is_asked_for_a_tiny_png_nor_pythons_for_a_small_jpeg() -> None:
+    tiny = io.BytesIO()
+    Image.new("RGB", (28, 28)).save(tiny, "PNG")
+    classifier = task()
+    assert isinstance(classifier, tasks.Begins)
+    assert [classifier.soon(memoryview(data)) for data in (tiny.getvalue(), jpeg())] == [True, False]
+    assert [classifier.begin(memoryview(data), BEST) is None for data in (tiny.getvalue(), jpeg())] == [True, False]
+
+
 def test_the_profiles_limits_hold() -> None:
     with pytest.raises(images.ImageTooLarge):
         ImageClassification(manifest(), FOLDER, profile(limits=Limits(max_image_pixels=7999))).preprocess(jpeg(), BEST)

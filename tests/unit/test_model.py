@@ -102,7 +102,18 @@ class Payloads:
 
 
 class Pictures(Payloads):
-    """A task that begins the pictures it is given as jobs."""
+    """A task that begins the pictures it is given as jobs, and makes the rows of tiny ones where it is asked."""
+
+    def preprocess(self, payload: Any, parameters: Any) -> Row:
+        if threading.current_thread() is not threading.main_thread():
+            return super().preprocess(payload, parameters)
+        if payload == b"tiny rubbish":
+            raise InvalidImage("no picture")
+        return Row({"pixels": np.ones(0)}, (payload, parameters, "at once"))
+
+    def soon(self, payload: Any) -> bool:
+        assert threading.current_thread() is threading.main_thread()
+        return isinstance(payload, bytes) and payload.startswith(b"tiny")
 
     def begin(self, payload: Any, parameters: Any) -> Begun | None:
         assert threading.current_thread() is threading.main_thread()
@@ -135,21 +146,27 @@ def test_a_row_comes_by_the_way_that_its_payload_is_for() -> None:
     async def test() -> None:
         served = serving(Pictures())
         whole, cut_off = picture(), picture(whole=False)
-        (row,) = await served._prepared([whole], "given")
+        (row,) = await served._prepared([whole], "given", few=True)
         assert isinstance(row, Row)
         expected = jpeg.resized(whole)
         assert expected is not None
         assert np.array_equal(row.tensors["pixels"], expected)
         assert row.context == "given"
         for other in (b"another kind", cut_off):  # what was begun and declined ends there too
-            (row,) = await served._prepared([other], "given")
+            (row,) = await served._prepared([other], "given", few=True)
             assert isinstance(row, Row)
             assert row.context == (other, "given")
-        (error,) = await served._prepared([b"refused"], "given")
+        for few, way in ((True, ("at once",)), (False, ())):
+            (row,) = await served._prepared([b"tiny"], "given", few=few)
+            assert isinstance(row, Row)
+            assert row.context == (b"tiny", "given", *way)
+        (error,) = await served._prepared([b"tiny rubbish"], "given", few=True)
         assert isinstance(error, InvalidImage)
-        (same,) = await served._prepared([error], "given")
+        (error,) = await served._prepared([b"refused"], "given", few=True)
+        assert isinstance(error, InvalidImage)
+        (same,) = await served._prepared([error], "given", few=True)
         assert same is error
-        together = await served._prepared([whole, b"another kind"], "given")  # share one hop to one thread
+        together = await served._prepared([whole, b"another kind"], "given", few=True)  # share one hop to one thread
         assert [row.context for row in together if isinstance(row, Row)] == [(whole, "given"), (b"another kind", "given")]
         await served.close()
 
@@ -164,7 +181,7 @@ def test_without_such_threads_rows_come_from_pythons(task: Any, monkeypatch: pyt
     async def test() -> None:
         served = serving(task)
         assert served._quick is None
-        (row,) = await served._prepared([b"another kind"], 1)
+        (row,) = await served._prepared([b"another kind"], 1, few=True)
         assert isinstance(row, Row)
         assert row.context == (b"another kind", 1)
         await served.close()
@@ -172,15 +189,38 @@ def test_without_such_threads_rows_come_from_pythons(task: Any, monkeypatch: pyt
     asyncio.run(asyncio.wait_for(test(), 30))
 
 
+@pytest.mark.parametrize(("count", "at_once"), [(1, True), (16, True), (17, False)])
+def test_a_request_of_many_does_not_hold_up_the_event_loop(count: int, at_once: bool, tmp_path: Path) -> None:
+    made: list[bool] = []
+
+    class Values(Pictures):
+        def preprocess(self, payload: Any, parameters: Any) -> Row:  # noqa: ARG002
+            made.append(threading.current_thread() is threading.main_thread())
+            return Row(rows(1), parameters)
+
+        def postprocess(self, outputs: Any, row: Row, parameters: Any) -> Any:  # noqa: ARG002
+            return values(outputs)
+
+    async def test() -> None:
+        async with engine_of("local", tmp_path, Held(held=False), settings()) as (engine, _):
+            manifest: Any = SimpleNamespace(name="x")
+            served = ServedModel(manifest=manifest, version="1", task=Values(), engine=engine, profile=profile_file.load("default"))
+            answers = await served.predict([b"tiny"] * count, None)
+            assert [answer.value for answer in answers if isinstance(answer, Answer)] == [[10]] * count
+            await served.close()
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+    assert made == [at_once] * count
+
+
 def test_while_many_are_refused_decoding_is_told_that_the_loop_is_pressed() -> None:
     async def test() -> None:
         served = serving(Pictures())
         assert served._quick is not None
-        _, threads = served._quick
         served.refused("queue_full", MANY)
-        assert not threads._pressed()
+        assert not served._quick._pressed()
         served.refused("queue_full", 1)
-        assert threads._pressed()
+        assert served._quick._pressed()
         await served.close()
 
     asyncio.run(asyncio.wait_for(test(), 30))
@@ -189,7 +229,7 @@ def test_while_many_are_refused_decoding_is_told_that_the_loop_is_pressed() -> N
 def test_who_waits_for_a_picture_while_the_service_closes_is_told() -> None:
     async def test() -> None:
         served = serving(Pictures())
-        waiting = [asyncio.ensure_future(served._prepared([picture()], None)) for _ in range(40)]
+        waiting = [asyncio.ensure_future(served._prepared([picture()], None, few=True)) for _ in range(40)]
         gone = waiting.pop()
         await asyncio.sleep(0)
         gone.cancel()
