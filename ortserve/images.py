@@ -1,4 +1,4 @@
-"""Hostile bytes to `uint8` pixels. In worker threads; `small_jpeg`, and what is `tiny`, in any. Knows no HTTP, keeps no state, writes nothing.
+"""Hostile bytes to `uint8` pixels. In worker threads; `small_jpeg`, and what is `tiny`, in any. No HTTP, no state, nothing is written.
 
 What a picture becomes, whatever it was: RGB, 8 bits, upright.
 
