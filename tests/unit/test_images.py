@@ -287,32 +287,6 @@ def test_load_answers_contiguous_pixels_of_the_size_the_model_takes() -> None:
     assert (result.shape, result.dtype, result.flags.c_contiguous) == ((24, 32, 3), np.uint8, True)
 
 
-@pytest.mark.parametrize(
-    ("format", "size", "side", "tiny"),
-    [
-        ("PNG", (128, 128), 256, True),
-        ("PNG", (16, 128), 32, True),
-        ("PNG", (129, 16), 32, False),
-        ("PNG", (128, 15), 32, False),
-        ("PNG", (32, 32), 257, False),
-        ("JPEG", (32, 32), 32, False),
-    ],
-)
-def test_what_is_loaded_at_once_has_few_pixels_and_comes_to_few(format: str, size: tuple[int, int], side: int, tiny: bool) -> None:
-    data = encoded(Image.new("RGB", size), format)
-    for edge in ({"height": side, "width": 32}, {"height": 32, "width": side}, {"height": 32, "width": 32, "resize_size": side}):
-        assert images.tiny(memoryview(data), Preprocessing(mode="crop", mean=(0, 0, 0), std=(1, 1, 1), **edge)) is tiny
-
-
-def test_what_is_loaded_at_once_has_few_bytes() -> None:
-    how = Preprocessing(mode="crop", height=32, width=32, mean=(0, 0, 0), std=(1, 1, 1))
-    start = encoded(Image.new("RGB", (32, 32)), "PNG")[:24]
-    assert images.tiny(start, how)  # what follows is for `load` to refuse
-    assert not images.tiny(start[:23], how)
-    assert images.tiny(start.ljust(16_384, b"."), how)
-    assert not images.tiny(start.ljust(16_385, b"."), how)
-
-
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize(("wanted", "decoded"), [((60, 30), (60, 40)), ((61, 30), (120, 80)), ((20, 20), (30, 20)), ((121, 9), (240, 160))])
 def test_draft_shrinks_a_jpeg_but_never_below_what_is_needed(wanted: tuple[int, int], decoded: tuple[int, int], orientation: int) -> None:
